@@ -1,0 +1,97 @@
+"""Joined examples, and fixed-shape micro-batches of them. The part-filled batch is part of S."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from consumers.record import Float32s, Int64s
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """N joined rows, copied out of the join table. S is the width of a score."""
+
+    features_NC: Float32s
+    labels_N: Float32s
+    weights_N: Float32s
+    scores_NS: Float32s  # taken when the feature event was applied
+    event_time_N: Int64s  # of the feature event
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Views of the batcher's buffers, valid until the next example is added.
+
+    The shape is always full: rows at `rows` and after are padding, all zero, with weight 0.
+    """
+
+    features_BC: Float32s
+    labels_B: Float32s
+    weights_B: Float32s
+    scores_BS: Float32s
+    event_time_B: Int64s
+    rows: int
+
+
+class Batcher:
+    """Collects examples into batches of exactly `size` rows."""
+
+    def __init__(self, size: int, columns: int, score_width: int) -> None:
+        self._features_BC = np.zeros((size, columns), np.float32)
+        self._labels_B = np.zeros(size, np.float32)
+        self._weights_B = np.zeros(size, np.float32)
+        self._scores_BS = np.zeros((size, score_width), np.float32)
+        self._event_time_B = np.zeros(size, np.int64)
+        self.size = size
+        self.filled = 0
+
+    def add(self, examples: Examples) -> Iterator[Batch]:
+        """Adds examples in order and yields each batch that they fill."""
+        taken = 0
+        while taken < len(examples):
+            count = min(self.size - self.filled, len(examples) - taken)
+            source, target = slice(taken, taken + count), slice(self.filled, self.filled + count)
+            self._features_BC[target] = examples.features_NC[source]
+            self._labels_B[target] = examples.labels_N[source]
+            self._weights_B[target] = examples.weights_N[source]
+            self._scores_BS[target] = examples.scores_NS[source]
+            self._event_time_B[target] = examples.event_time_N[source]
+            self.filled += count
+            taken += count
+            if self.filled == self.size:
+                yield from self.close()
+
+    def close(self) -> Iterator[Batch]:
+        """Yields the open batch, padded, unless it is empty."""
+        if self.filled:
+            rows, self.filled = self.filled, 0
+            for array in self._arrays().values():
+                array[rows:] = 0
+            yield Batch(
+                self._features_BC, self._labels_B, self._weights_B, self._scores_BS, self._event_time_B, rows
+            )
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The open batch, for the snapshot."""
+        return {name: array[: self.filled] for name, array in self._arrays().items()}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Takes the open batch from a snapshot."""
+        self.filled = len(state["labels"])
+        for name, array in self._arrays().items():
+            array[: self.filled] = state[name]
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {
+            "features": self._features_BC,
+            "labels": self._labels_B,
+            "weights": self._weights_B,
+            "scores": self._scores_BS,
+            "event_time": self._event_time_B,
+        }

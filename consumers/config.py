@@ -1,0 +1,137 @@
+"""What a job file says about topics, columns and the join."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+_DURATION = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_SIZE = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def parse_duration(value: Any) -> Any:
+    """'1500ms', '30s', '5m', '24h' or '7d' to milliseconds. Raises ValueError."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"(\d+)\s*(ms|s|m|h|d)", value.strip())
+        if match:
+            return int(match[1]) * _DURATION[match[2]]
+        raise ValueError("a duration is a whole number with ms, s, m, h or d, for example '30s'")
+    return value
+
+
+def parse_size(value: Any) -> Any:
+    """'64KiB', '512MiB' or '2GiB' to bytes. Raises ValueError."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"(\d+)\s*(B|KiB|MiB|GiB)", value.strip())
+        if match:
+            return int(match[1]) * _SIZE[match[2]]
+        raise ValueError("a size is a whole number with B, KiB, MiB or GiB, for example '512MiB'")
+    return value
+
+
+DurationMs = Annotated[int, BeforeValidator(parse_duration), Field(ge=0)]
+SizeBytes = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+
+
+class Model(BaseModel):
+    """Base of all configuration: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class NumericColumn(Model):
+    """A numeric column. A `nullable` one may be null, absent or NaN: imputed, with an indicator."""
+
+    name: str
+    nullable: bool = False
+
+
+class CategoricalColumn(Model):
+    """A categorical column, hashed into `buckets` (bucket 0 means null, if `nullable`)."""
+
+    name: str
+    nullable: bool = False
+    buckets: int = Field(default=1024, ge=2, le=2**22)
+
+
+def _named(value: Any) -> Any:
+    return [{"name": column} if isinstance(column, str) else column for column in value]
+
+
+def _check_start(value: str) -> str:
+    if value not in ("earliest", "latest"):
+        try:
+            datetime.fromisoformat(value)
+        except ValueError:
+            raise ValueError("start is 'earliest', 'latest' or an ISO 8601 time") from None
+    return value
+
+
+class TopicConfig(Model):
+    """What both topics have in common."""
+
+    topic: str
+    format: Literal["json"] = "json"
+    key: str | None = None  # a field; None: the message key
+    time: str | None = None  # a field with ms since the epoch; None: the record's timestamp
+    start: Annotated[str, AfterValidator(_check_start)] = "earliest"
+    max_skew: DurationMs = 300_000  # an event time may be this far ahead of its record's timestamp
+    max_message_bytes: SizeBytes = 2**20
+
+
+class FeaturesConfig(TopicConfig):
+    """`[features]`: the order of the columns is the order in the tensor, numeric first."""
+
+    numeric: Annotated[tuple[NumericColumn, ...], BeforeValidator(_named)] = ()
+    categorical: Annotated[tuple[CategoricalColumn, ...], BeforeValidator(_named)] = ()
+    label: str | None = None  # only without [labels]: the label's column
+    weight: str | None = None  # a column with each example's weight, a finite number >= 0
+
+    @property
+    def columns(self) -> int:
+        """C: the width of the feature matrix."""
+        return len(self.numeric) + len(self.categorical)
+
+    @model_validator(mode="after")
+    def _some_columns(self) -> FeaturesConfig:
+        names = [column.name for column in (*self.numeric, *self.categorical)]
+        if not names:
+            raise ValueError("name at least one column in numeric or categorical")
+        if len(set(names)) != len(names):
+            raise ValueError("a column is named twice")
+        return self
+
+
+class LabelsConfig(TopicConfig):
+    """`[labels]`."""
+
+    column: str
+
+
+class JoinConfig(Model):
+    """`[join]`."""
+
+    window: DurationMs = 86_400_000
+    on_expiry: Literal["drop", "negative"] = "drop"
+    memory: SizeBytes = 512 * 2**20
+    slab_rows: int = Field(default=32_768, ge=16, le=2**22)
+
+
+class StreamConfig(Model):
+    """`[stream]`: how topics are cut into spans and put in order."""
+
+    span: int = Field(default=2048, ge=1, le=2**20)  # messages: identity of the run
+    slots: int = Field(default=4, ge=1, le=64)  # spans decoded ahead, per partition
+    linger: DurationMs = 50  # a part-filled span waits this long at the end of its partition
+    idle_after: DurationMs = 60_000  # a feature partition this far behind the others is idle
+    labels_may_idle: bool = False
+
+
+class LabelRule(Model):
+    """Which labels a task accepts; anything else is bad input."""
+
+    kind: Literal["binary", "class", "number"]
+    classes: int = 2

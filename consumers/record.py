@@ -1,0 +1,216 @@
+"""The words every other file uses, defined once.
+
+An offset always means *next*: everything before it is done. Times are milliseconds since the epoch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+Int64s: TypeAlias = npt.NDArray[np.int64]
+Float32s: TypeAlias = npt.NDArray[np.float32]
+Bytes1: TypeAlias = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Partition:
+    """One partition of one topic."""
+
+    topic: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}[{self.number}]"
+
+
+class Side(IntEnum):
+    """Which side of the join a topic feeds. The value is the topic's rank in the order."""
+
+    FEATURES = 0
+    LABELS = 1
+
+
+class Kind(IntEnum):
+    """What one decoded row is."""
+
+    EVENT = 0
+    TOMBSTONE = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Messages:
+    """Raw Kafka messages of one partition, in offset order: columns of equal length."""
+
+    offsets: list[int]
+    timestamps: list[int]  # of the records
+    keys: list[bytes | None]
+    values: list[bytes | None]
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def head(self, count: int) -> Messages:
+        """The first `count` messages."""
+        return Messages(
+            self.offsets[:count], self.timestamps[:count], self.keys[:count], self.values[:count]
+        )
+
+
+REJECT_RAW_BYTES_MAX = 64 * 1024
+"""A dead letter carries at most this much of the original value."""
+
+REJECTS = pa.schema(
+    {
+        "offset": pa.int64(),
+        "row": pa.int32(),  # row within the message
+        "timestamp": pa.int64(),  # of the record
+        "reason": pa.string(),
+        "key": pa.binary(),  # the message key as it came, or null
+        "value": pa.binary(),  # at most REJECT_RAW_BYTES_MAX bytes, or null for a null value
+        "value_bytes": pa.int64(),  # length of the original value
+    }
+)
+"""Arrow schema of rejected rows: one row per bad record."""
+
+
+def event_schema(columns: int, *, labelled: bool) -> pa.Schema:
+    """Arrow schema of decoded events.
+
+    Args:
+        columns: C, the width of the feature matrix; 0 for a label topic.
+        labelled: whether rows carry a label (a label topic, or features with their label inside).
+    """
+    fields = {
+        "key": pa.binary(16),  # XXH3-128 of the key's canonical text
+        "event_time": pa.int64(),
+        "offset": pa.int64(),
+        "row": pa.int32(),
+        "kind": pa.uint8(),
+    }
+    if columns:
+        fields |= {"features": pa.list_(pa.float32(), columns), "weight": pa.float32()}
+    if labelled:
+        fields["label"] = pa.float32()
+    return pa.schema(fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """The rows of one span as arrays that may view memory shared with a reader: valid until the next entry.
+
+    Shapes: N rows, C feature columns. Tombstones have NaN features and label.
+    """
+
+    key_N2: npt.NDArray[np.uint64]
+    event_time_N: Int64s
+    offset_N: Int64s
+    row_N: npt.NDArray[np.int32]
+    kind_N: Bytes1
+    features_NC: Float32s  # [N, 0] on a label topic
+    weight_N: Float32s  # [0] on a label topic
+    label_N: Float32s | None
+
+    def __len__(self) -> int:
+        return len(self.event_time_N)
+
+    @classmethod
+    def from_arrow(cls, batch: pa.RecordBatch) -> Events:
+        """Views of an Arrow batch of `event_schema`, without a copy."""
+        rows, names = batch.num_rows, batch.schema.names
+
+        def view(name: str, dtype: type, width: int = 1) -> npt.NDArray[np.generic]:
+            column = batch.column(name)
+            data = column.buffers()[-1] if width == 1 else _fixed_size_data(column)
+            if data is None:
+                return np.empty((0,) if width == 1 else (0, width), dtype)
+            start = column.offset * width
+            flat = np.frombuffer(data, dtype)[start : start + rows * width]
+            return flat if width == 1 else flat.reshape(rows, width)
+
+        columns = batch.schema.field("features").type.list_size if "features" in names else 0
+        return cls(
+            key_N2=view("key", np.uint64, 2),  # type: ignore[arg-type]
+            event_time_N=view("event_time", np.int64),  # type: ignore[arg-type]
+            offset_N=view("offset", np.int64),  # type: ignore[arg-type]
+            row_N=view("row", np.int32),  # type: ignore[arg-type]
+            kind_N=view("kind", np.uint8),  # type: ignore[arg-type]
+            features_NC=view("features", np.float32, columns)  # type: ignore[arg-type]
+            if columns
+            else np.empty((rows, 0), np.float32),
+            weight_N=view("weight", np.float32) if columns else np.empty(0, np.float32),  # type: ignore[arg-type]
+            label_N=view("label", np.float32) if "label" in names else None,  # type: ignore[arg-type]
+        )
+
+
+def _fixed_size_data(column: pa.Array) -> pa.Buffer | None:
+    return column.buffers()[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Whole messages of one partition, offsets `[start, stop)`; a gap at the end belongs to the next span."""
+
+    partition: Partition
+    start: int
+    stop: int
+    place: int  # median record timestamp of its first 15 records: its place in the order
+    messages: int
+    events: Events = field(repr=False)
+    rejects: pa.RecordBatch = field(repr=False)  # of schema REJECTS
+    skipped: int = 0  # offsets in [start, stop) that held no message
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Every partition is at its proven end: close the part-filled batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """A partition stops or starts to hold back the watermark."""
+
+    partition: Partition
+    idle: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Something that a clock or an operator decided: `register`, or `accept_bad` with a number of records."""
+
+    name: str
+    argument: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing to apply just now, and why. No entry: it only lets the loop look at its cadences."""
+
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CaughtUp:
+    """A bounded source has delivered everything up to its bounds."""
+
+
+Entry: TypeAlias = Span | Tick | Membership | Command
+"""What the learner applies, in order."""
+
+NEVER = -(2**62)
+"""An event time before every other: a partition that was never read."""
+
+
+@dataclass(slots=True)
+class Position:
+    """Where the learner stands in one partition: part of S."""
+
+    next: int
+    reached: int = NEVER  # newest event time applied
+    last_place: int = NEVER  # place of the last span applied
+    idle: bool = False

@@ -1,0 +1,154 @@
+"""The job file as typed models; see `pipeline.jobfile` for how it is read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from consumers.config import (
+    DurationMs,
+    FeaturesConfig,
+    JoinConfig,
+    LabelRule,
+    LabelsConfig,
+    Model,
+    StreamConfig,
+    parse_duration,
+)
+
+
+class Cadence(Model):
+    """How often: by time ('5m') or by rows trained ('100000 rows'). Exactly one is set."""
+
+    ms: int | None = None
+    rows: int | None = None
+
+
+def _parse_cadence(value: Any) -> Any:
+    if isinstance(value, str):
+        number, _, unit = value.strip().partition(" ")
+        if unit.strip() == "rows" and number.replace("_", "").isdigit() and int(number) > 0:
+            return {"rows": int(number)}
+        try:
+            return {"ms": parse_duration(value)}
+        except ValueError:
+            raise ValueError("a cadence is a duration such as '30s' or a number of rows such as '100000 rows'") from None
+    return value
+
+
+Every = Annotated[Cadence, BeforeValidator(_parse_cadence)]
+
+
+def _check_name(value: str) -> str:
+    if not value or any(character in value for character in '/\\:."%\'') or value != value.strip():
+        raise ValueError("a name has no slash, colon, dot, quote or percent sign and no space at its ends")
+    return value
+
+
+class RunConfig(Model):
+    """`[job]`."""
+
+    name: Annotated[str, AfterValidator(_check_name)]
+    state_dir: Path
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
+
+
+class LearnerConfig(Model):
+    """`[learner]`: the task, the plain MLP and its optimizer."""
+
+    task: str = "binary"  # binary | multiclass | regression | "package.module:Task"
+    classes: int = Field(default=2, ge=2, le=4096)
+    batch_size: int = Field(default=1024, ge=2, le=2**20)
+    batch_wait: DurationMs = 1000
+    hidden: tuple[int, ...] = (256, 128)
+    embedding: int = Field(default=8, ge=1, le=1024)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(default=1, ge=1, le=256)
+
+
+class MonitorConfig(Model):
+    """`[monitor]`: prequential quality, the frozen copy and drift."""
+
+    every: Every = Cadence(rows=10_000)  # a metric point
+    window: int = Field(default=10_000, ge=100, le=10**7)  # rows of the recent metrics
+    frozen_after: int | None = Field(default=None, ge=0)  # rows trained when the frozen copy is taken
+    compare_after: int | None = Field(default=None, ge=0)  # rows trained when live and frozen start to be compared
+    drift: bool = True
+    reference_rows: int = Field(default=10_000, ge=100)  # PSI: the reference window, and each window after it
+    psi_threshold: float = Field(default=0.25, gt=0)
+    adwin_delta: float = Field(default=0.002, gt=0, lt=1)
+
+
+class SnapshotConfig(Model):
+    """`[snapshot]`."""
+
+    every: Every = Cadence(ms=30_000)
+    keep: int = Field(default=3, ge=3)
+
+
+class RegistryConfig(Model):
+    """`[registry]`: where versions and metrics go."""
+
+    tracking_uri: str = "sqlite:///mlflow.db"
+    register_every: Every = Cadence(ms=300_000)
+    artifact_location: str | None = None  # SQLite stores: default is `mlartifacts` beside the database
+    release_timeout: DurationMs = 300_000  # a bounded run waits this long for MLflow and the dead letters
+
+
+class DeadLettersConfig(Model):
+    """`[dead_letters]`."""
+
+    topic: str
+    hold_share: float = Field(default=0.5, gt=0, le=1)  # hold when more than this share ...
+    hold_window: int = Field(default=10_000, ge=10)  # ... of the last so many records was bad
+
+
+class JobConfig(Model):
+    """One job file."""
+
+    job: RunConfig
+    kafka: dict[str, str | int | float | bool]
+    features: FeaturesConfig
+    labels: LabelsConfig | None = None
+    join: JoinConfig = JoinConfig()
+    stream: StreamConfig = StreamConfig()
+    learner: LearnerConfig = LearnerConfig()
+    monitor: MonitorConfig = MonitorConfig()
+    snapshot: SnapshotConfig = SnapshotConfig()
+    registry: RegistryConfig = RegistryConfig()
+    dead_letters: DeadLettersConfig
+
+    @model_validator(mode="after")
+    def _consistent(self) -> JobConfig:
+        if "bootstrap.servers" not in self.kafka:
+            raise ValueError("kafka: 'bootstrap.servers' is missing")
+        if (self.labels is None) == (self.features.label is None):
+            raise ValueError("name the label once: either a [labels] table or features.label")
+        topics = [self.features.topic, self.dead_letters.topic]
+        topics += [self.labels.topic] if self.labels else []
+        if len(set(topics)) != len(topics):
+            raise ValueError("features, labels and dead_letters need topics of their own")
+        if self.join.on_expiry == "negative" and self.learner.task != "binary":
+            raise ValueError("join.on_expiry = 'negative' is for the binary task")
+        if self.join.slab_rows < self.stream.span:
+            raise ValueError("join.slab_rows must be at least stream.span")
+        return self
+
+    def sha256(self) -> str:
+        """Hash of everything but where the state lies: the `config hash` of a version."""
+        document = self.model_dump(mode="json", exclude={"job": {"state_dir"}})
+        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def label_rule(learner: LearnerConfig) -> LabelRule:
+    """Which labels the configured task accepts. A custom task takes any finite number."""
+    if learner.task == "binary":
+        return LabelRule(kind="binary")
+    if learner.task == "multiclass":
+        return LabelRule(kind="class", classes=learner.classes)
+    return LabelRule(kind="number")
