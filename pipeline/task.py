@@ -1,0 +1,152 @@
+"""What is learned: the Task seam, and the three built-in tasks."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from consumers.config import FeaturesConfig
+from consumers.errors import ConfigError
+from pipeline.config import JobConfig, LearnerConfig
+from pipeline.models.mlp import mlp
+
+
+class Task(Protocol):
+    """A model, its loss and its optimizer.
+
+    Shapes: N rows, C feature columns, K outputs; `outputs` is what the module returned.
+    `kind` says how scores are measured: "binary" (scores [N], probability of 1), "multiclass"
+    (scores [N, K], probabilities) or "regression" (scores [N], the value).
+    """
+
+    kind: str
+
+    def module(self) -> nn.Module:
+        """A new module, float32 [N, C] -> outputs. Called once, after the seed is set."""
+        ...
+
+    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer: ...
+
+    def loss(self, outputs: Tensor, labels_N: Tensor, weights_N: Tensor) -> Tensor:
+        """The scalar to minimise. Rows of weight 0 are padding and must not count."""
+        ...
+
+    def score(self, outputs: Tensor) -> Tensor:
+        """Scores, float32: [N] or [N, K]."""
+        ...
+
+
+class MLPTask:
+    """Hashed embeddings, online standardisation, an MLP and Adam. Subclass it to change one of them."""
+
+    kind: str
+    outputs = 1
+
+    def __init__(self, features: FeaturesConfig, learner: LearnerConfig) -> None:
+        self.features = features
+        self.learner = learner
+
+    def module(self) -> nn.Module:
+        return mlp(self.features, self.learner, outputs=self.outputs)
+
+    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.Adam(module.parameters(), lr=self.learner.learning_rate, fused=True)
+
+
+class Binary(MLPTask):
+    """Log-loss on one logit."""
+
+    kind = "binary"
+
+    def loss(self, outputs: Tensor, labels_N: Tensor, weights_N: Tensor) -> Tensor:
+        losses_N = functional.binary_cross_entropy_with_logits(outputs.squeeze(1), labels_N, reduction="none")
+        return weighted_mean(losses_N, weights_N)
+
+    def score(self, outputs: Tensor) -> Tensor:
+        return outputs.squeeze(1).sigmoid()
+
+
+class Multiclass(MLPTask):
+    """Cross-entropy over `learner.classes` classes."""
+
+    kind = "multiclass"
+
+    def __init__(self, features: FeaturesConfig, learner: LearnerConfig) -> None:
+        super().__init__(features, learner)
+        self.outputs = learner.classes
+
+    def loss(self, outputs: Tensor, labels_N: Tensor, weights_N: Tensor) -> Tensor:
+        losses_N = functional.cross_entropy(outputs, labels_N.long(), reduction="none")
+        return weighted_mean(losses_N, weights_N)
+
+    def score(self, outputs: Tensor) -> Tensor:
+        return outputs.softmax(dim=1)
+
+
+class Regression(MLPTask):
+    """Squared error."""
+
+    kind = "regression"
+
+    def loss(self, outputs: Tensor, labels_N: Tensor, weights_N: Tensor) -> Tensor:
+        return weighted_mean((outputs.squeeze(1) - labels_N).square(), weights_N)
+
+    def score(self, outputs: Tensor) -> Tensor:
+        return outputs.squeeze(1)
+
+
+def weighted_mean(values_N: Tensor, weights_N: Tensor) -> Tensor:
+    """Mean of `values_N` with `weights_N`; 0 if all weights are 0."""
+    return (values_N * weights_N).sum() / weights_N.sum().clamp_min(1e-12)
+
+
+class Scorer(nn.Module):
+    """Exactly what is scored and published: features float32 [N, C] -> scores [N] or [N, K]."""
+
+    def __init__(self, module: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.module = module
+        self._task = task
+
+    def forward(self, features_NC: Tensor) -> Tensor:
+        return self._task.score(self.module(features_NC))
+
+
+BUILT_IN: dict[str, type[Any]] = {"binary": Binary, "multiclass": Multiclass, "regression": Regression}
+
+
+def build_task(job: JobConfig) -> Task:
+    """The configured task. Raises ConfigError if a custom one cannot be imported or built."""
+    name = job.learner.task
+    task_type = BUILT_IN.get(name) or _import(name)
+    try:
+        task: Task = task_type(job.features, job.learner)
+    except Exception as error:
+        raise ConfigError(f"learner.task = {name!r} could not be built: {error!r}") from error
+    return task
+
+
+def score_width(task: Task, learner: LearnerConfig) -> int:
+    """S: how many numbers one score has."""
+    return learner.classes if task.kind == "multiclass" else 1
+
+
+def build_scorer(job: JobConfig) -> Scorer:
+    """A new scorer on the CPU, in eval mode, its weights to be loaded into `scorer.module`."""
+    task = build_task(job)
+    return Scorer(task.module(), task).eval()
+
+
+def _import(name: str) -> Any:
+    module_name, _, attribute = name.partition(":")
+    allowed = f"allowed are {', '.join(BUILT_IN)} and 'package.module:Task'"
+    if not attribute:
+        raise ConfigError(f"learner.task = {name!r} is unknown; {allowed}")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"learner.task = {name!r} cannot be imported ({error}); {allowed}") from error
