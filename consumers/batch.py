@@ -77,15 +77,20 @@ class Batcher:
                 self._features_BC, self._labels_B, self._weights_B, self._scores_BS, self._event_time_B, rows
             )
 
+    @property
+    def newest_BC(self) -> Float32s:
+        """A full block of features: the open batch, and behind it what is left of the batch before."""
+        return self._features_BC
+
     def state(self) -> dict[str, np.ndarray]:
-        """The open batch, for the snapshot."""
-        return {name: array[: self.filled] for name, array in self._arrays().items()}
+        """The buffers, for the snapshot."""
+        return {**self._arrays(), "filled": np.array(self.filled)}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Takes the open batch from a snapshot."""
-        self.filled = len(state["labels"])
+        """Takes the buffers from a snapshot."""
+        self.filled = int(state["filled"])
         for name, array in self._arrays().items():
-            array[: self.filled] = state[name]
+            array[:] = state[name]
 
     def _arrays(self) -> dict[str, np.ndarray]:
         return {

@@ -58,6 +58,8 @@ class CategoricalColumn(Model):
 
 
 def _named(value: Any) -> Any:
+    if not isinstance(value, list | tuple):
+        return value  # pydantic says what is expected
     return [{"name": column} if isinstance(column, str) else column for column in value]
 
 

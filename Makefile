@@ -1,0 +1,50 @@
+# Every target makes .venv on first use, and again when what it is made of changes.
+PYTHON ?= python3
+MLFLOW_URI ?= sqlite:///state/demo/mlflow.db
+MLFLOW_PORT ?= 5000
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test ui lint bench
+
+help: ## show the targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-8s %s\n", $$1, $$2 }'
+
+setup: $(STAMP) ## make the virtual environment in .venv
+
+demo: $(STAMP) ## train on a real stream with a local Kafka, in about a minute
+	$(BIN)/evertrain demo
+
+test: $(STAMP) ## run all tests and print branch coverage (Java and Maven serve the real Kafka)
+	rm -f .coverage .coverage.*
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --fail-under=90
+
+ui: $(STAMP) ## open the demo's models and metrics: MLflow on http://localhost:5000
+	$(BIN)/mlflow ui --backend-store-uri "$(MLFLOW_URI)" --port $(MLFLOW_PORT)
+
+lint: $(STAMP) ## check format, style and types
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+bench: $(STAMP) ## measure rows/s against the naive loop and training alone
+	$(BIN)/python -m benchmarks.throughput -o json
+
+$(STAMP): pyproject.toml requirements-dev.txt
+	@if command -v uv > /dev/null; then \
+		set -ex; \
+		uv venv --quiet --allow-existing --python "$(PYTHON)" $(VENV); \
+		uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements-dev.txt; \
+		uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .; \
+	else \
+		set -ex; \
+		"$(PYTHON)" -m venv $(VENV); \
+		$(BIN)/python -m pip install --quiet --require-hashes -r requirements-dev.txt; \
+		$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .; \
+	fi
+	@touch $@

@@ -1,0 +1,160 @@
+"""Cuts one partition into spans: where a span ends depends on offsets and contents alone, not on fetch timing."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from itertools import accumulate
+from statistics import median_low
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from consumers.codecs import Codec
+from consumers.record import REJECT_RAW_BYTES_MAX, Messages, Partition
+
+SPAN_RAW_BYTES_MAX = 16 * 2**20
+"""A span ends before the message that would bring its values over this, but holds at least one message."""
+
+REJECT_BYTES_MAX = 2**20
+"""Likewise for the raw bytes of its rejects: they travel in the span's slot."""
+
+PLACE_RECORDS = 15
+
+
+class Cut(NamedTuple):
+    """A span as its reader sends it: the coordinates and the two Arrow batches."""
+
+    start: int
+    stop: int
+    place: int
+    messages: int
+    events: pa.RecordBatch
+    rejects: pa.RecordBatch
+
+
+class Cutter:
+    """The queue of one partition: raw messages in, cuts out.
+
+    A span ends at the next offset divisible by `span`, before the message that would overfill its slot, or, when
+    `flush` is allowed, at the last message there is.
+    """
+
+    def __init__(self, partition: Partition, codec: Codec, start: int, span: int) -> None:
+        self.partition = partition
+        self.next = start  # everything before it was cut
+        self.end: int | None = None  # proven end: no message before this offset is still to come
+        self.bound: int | None = None  # offsets from here on are not taken
+        self.bytes = 0
+        self._codec = codec
+        self._span = span
+        self._queue = Messages([], [], [], [])
+        self._sizes: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    @property
+    def expected(self) -> int:
+        """The offset of the next message if there is no gap."""
+        return self._queue.offsets[-1] + 1 if self._queue.offsets else self.next
+
+    def add(self, offset: int, timestamp: int, key: bytes | None, value: bytes | None) -> None:
+        """Takes the next message. Offsets before the position or past the bound are dropped."""
+        if offset < self.next or (self.bound is not None and offset >= self.bound):
+            self._seen(offset + 1)
+            return
+        queue = self._queue
+        queue.offsets.append(offset)
+        queue.timestamps.append(timestamp)
+        queue.keys.append(key)
+        queue.values.append(value)
+        size = (len(value) if value else 0) + (len(key) if key else 0)
+        self._sizes.append(size)
+        self.bytes += size
+        if self.end is not None and offset >= self.end:
+            self.end = None
+
+    def ended(self, offset: int) -> None:
+        """The broker has nothing before `offset` that was not added."""
+        self.end = offset
+
+    def _seen(self, position: int) -> None:
+        if self.bound is not None and position > self.bound:
+            self.end = max(self.end or 0, position)
+
+    @property
+    def done(self) -> bool:
+        """Whether everything before the bound was cut."""
+        if self.bound is None or self._queue.offsets:
+            return False
+        return self.next >= self.bound or (self.end is not None and self.end >= self.bound)
+
+    @property
+    def drained(self) -> bool:
+        """Whether a bound is set and no further message can come: the rest may be cut at once."""
+        if self.bound is None:
+            return False
+        return self.expected >= self.bound or (self.end is not None and self.end >= self.bound)
+
+    def cut(self, *, flush: bool) -> Cut | None:
+        """The next span, decoded, or None if more messages could still belong to it and `flush` is False."""
+        count, complete = self._extent()
+        if not count or not (complete or flush):
+            return None
+        messages = self._queue.head(count)
+        decoded = self._codec.decode(messages)
+        fitting = _fitting(messages, decoded.rejects)
+        if fitting < count:
+            count, messages = fitting, messages.head(fitting)
+            decoded = self._codec.decode(messages)
+        start, stop = self.next, messages.offsets[-1] + 1
+        self._drop(count)
+        self.next = stop
+        return Cut(start, stop, place(messages.timestamps), count, decoded.events, decoded.rejects)
+
+    def _extent(self) -> tuple[int, bool]:
+        """How many queued messages the next span holds so far, and whether it can hold no more."""
+        offsets = self._queue.offsets
+        if not offsets:
+            return 0, False
+        boundary = (offsets[0] // self._span + 1) * self._span
+        count = bisect_left(offsets, boundary, 0, min(len(offsets), self._span))
+        if self.bytes > SPAN_RAW_BYTES_MAX:
+            sums = list(accumulate(self._sizes[:count]))
+            within = max(1, bisect_left(sums, SPAN_RAW_BYTES_MAX + 1))
+            if within < count:
+                return within, True
+        complete = count < len(offsets) or offsets[count - 1] == boundary - 1
+        return count, complete
+
+    def _drop(self, count: int) -> None:
+        queue = self._queue
+        self.bytes -= sum(self._sizes[:count])
+        for column in (queue.offsets, queue.timestamps, queue.keys, queue.values, self._sizes):
+            del column[:count]
+
+
+def place(timestamps: list[int]) -> int:
+    """Where a span stands in the order: the median of its first records, so that one wild stamp moves nothing."""
+    return median_low(timestamps[:PLACE_RECORDS])
+
+
+def slot_bytes(span: int, columns: int) -> int:
+    """A slot that holds any span: its rows, its rejects with reasons, and Arrow's headers."""
+    row_bytes = 16 + 8 + 8 + 4 + 1 + 4 + 4 + 4 * columns
+    reject_bytes = 8 + 4 + 8 + 8 + 3 * 8 + 256
+    return span * (row_bytes + reject_bytes) + REJECT_BYTES_MAX + 2 * REJECT_RAW_BYTES_MAX + 2**16
+
+
+def _fitting(messages: Messages, rejects: pa.RecordBatch) -> int:
+    """How many messages keep the rejects' keys and values within REJECT_BYTES_MAX; at least one."""
+    if rejects.get_total_buffer_size() <= REJECT_BYTES_MAX:
+        return len(messages)
+    keys = pc.fill_null(pc.binary_length(rejects.column("key")), 0)
+    values = pc.fill_null(pc.binary_length(rejects.column("value")), 0)
+    sums = pc.cumulative_sum(pc.add(keys, values)).to_pylist()
+    first_over = bisect_left(sums, REJECT_BYTES_MAX + 1)
+    if first_over >= len(sums):
+        return len(messages)
+    return max(1, bisect_left(messages.offsets, rejects.column("offset")[first_over].as_py()))

@@ -1,0 +1,86 @@
+"""The twin of `KafkaSource`: the same cutter and planner over messages in memory, bounded by what they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from consumers.codecs import Codec
+from consumers.config import StreamConfig
+from consumers.cutter import Cut, Cutter
+from consumers.planner import Planner
+from consumers.record import (
+    CaughtUp,
+    Entry,
+    Events,
+    Messages,
+    Partition,
+    Position,
+    Side,
+    Span,
+    Wait,
+)
+
+
+class InMemorySource:
+    """Entries of fixed topics: `topics` holds each partition's messages in offset order."""
+
+    def __init__(
+        self,
+        topics: Mapping[Partition, Messages],
+        codecs: Mapping[str, Codec],
+        sides: Mapping[str, Side],
+        stream: StreamConfig,
+    ) -> None:
+        self._topics = topics
+        self._codecs = codecs
+        self._sides = sides
+        self._stream = stream
+
+    def entries(self, positions: Mapping[Partition, Position]) -> Iterator[Entry | Wait]:
+        cutters = {p: self._cutter(p, position.next) for p, position in positions.items()}
+        planner = Planner(positions, self._sides, self._stream, batch_wait_ms=0)
+        for cutter in cutters.values():
+            _advance(cutter, planner)
+        while True:
+            entry = planner.next(0.0)
+            if isinstance(entry, CaughtUp):
+                return
+            yield entry
+            if isinstance(entry, Span):
+                planner.taken(entry)
+                _advance(cutters[entry.partition], planner)
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+    def _cutter(self, partition: Partition, start: int) -> Cutter:
+        messages = self._topics[partition]
+        cutter = Cutter(partition, self._codecs[partition.topic], start, self._stream.span)
+        cutter.bound = messages.offsets[-1] + 1 if messages.offsets else start
+        rows = zip(messages.offsets, messages.timestamps, messages.keys, messages.values, strict=True)
+        for offset, timestamp, key, value in rows:
+            if offset >= start:
+                cutter.add(offset, timestamp, key, value)
+        return cutter
+
+
+def span_of(partition: Partition, cut: Cut) -> Span:
+    """The span of a cut that stays in this process."""
+    return Span(
+        partition,
+        cut.start,
+        cut.stop,
+        cut.place,
+        cut.messages,
+        Events.from_arrow(cut.events),
+        cut.rejects,
+        skipped=cut.stop - cut.start - cut.messages,
+    )
+
+
+def _advance(cutter: Cutter, planner: Planner) -> None:
+    cut = cutter.cut(flush=True)
+    if cut is None:
+        planner.done(cutter.partition)
+    else:
+        planner.offer(span_of(cutter.partition, cut))

@@ -1,0 +1,231 @@
+"""The join: features wait for their label, and labels for their features, within a window of event time.
+
+Every event meets exactly one `Outcome`, or waits; each rule is in `consumers.kernels`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from consumers.batch import Examples
+from consumers.config import JoinConfig
+from consumers.errors import ConfigError
+from consumers.kernels import (
+    EventRows,
+    Findings,
+    Outcome,
+    Rules,
+    Status,
+    apply_features,
+    apply_labels,
+    expire,
+    touch,
+)
+from consumers.record import NEVER, Events, Float32s, Int64s, Side
+from consumers.slabs import SlabTable, SlabView, slab_layout
+
+__all__ = ["Join", "Outcome"]
+
+SLABS_MIN = 3
+"""Slabs of each side for which the budget must have room."""
+
+
+class Join:
+    """Joins two sides by key in event time; a pure function of the calls made to it.
+
+    Args:
+        config: window, expiry rule and byte budget of the slabs of both sides together.
+        columns: C, the width of the feature matrix.
+        score_width: S.
+        partitions: how many partitions, of both topics together, have a row in `counts_PO`.
+        labelled_features: features carry their label and never wait.
+
+    Raises:
+        ConfigError: the budget has no room for three slabs of each side.
+    """
+
+    def __init__(
+        self,
+        config: JoinConfig,
+        *,
+        columns: int,
+        score_width: int,
+        partitions: int,
+        labelled_features: bool,
+    ) -> None:
+        layouts = [slab_layout(side, columns, score_width) for side in Side]
+        slab_bytes = [
+            config.slab_rows * (1 + sum(kind.itemsize for kind in layout.values())) for layout in layouts
+        ]
+        if SLABS_MIN * sum(slab_bytes) > config.memory:
+            raise ConfigError(
+                f"join.memory is {config.memory:,} B; {columns} columns in slabs of {config.slab_rows:,} rows "
+                f"need at least {SLABS_MIN * sum(slab_bytes):,} B. Raise join.memory or, for a new job, lower "
+                "join.slab_rows"
+            )
+        self._tables = [
+            SlabTable(side, layout, config.slab_rows, config.memory // size)
+            for side, layout, size in zip(Side, layouts, slab_bytes, strict=True)
+        ]
+        self._memory = config.memory
+        self._window = min(config.window, 2**61)  # for ever; no sum with it overflows
+        self._fill_in = config.on_expiry == "negative"
+        self._labelled = labelled_features
+        self.watermark = NEVER
+        self.filled_in = 0  # examples that expiry has filled in
+        self.counts_PO: Int64s = np.zeros((partitions, len(Outcome)), np.int64)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all slabs in use: what the budget limits."""
+        return sum(table.nbytes for table in self._tables)
+
+    def add_partition(self) -> None:
+        """Appends a row of zeros to `counts_PO`."""
+        self.counts_PO = np.vstack([self.counts_PO, np.zeros((1, len(Outcome)), np.int64)])
+
+    def apply(self, side: Side, partition: int, events: Events, scores_NS: Float32s | None) -> Examples:
+        """Applies the events of one span, in order. Copies all that it keeps.
+
+        Args:
+            side: which side of the join the span's topic feeds.
+            partition: the row of `counts_PO` that counts these events.
+            events: N rows.
+            scores_NS: their scores, tombstones included; None for labels.
+
+        Returns:
+            The examples, in the order of the events that completed them.
+        """
+        mine, theirs = self._tables[side], self._tables[1 - side]
+        kernel = apply_features if side is Side.FEATURES else apply_labels
+        rules = Rules(self._window, self.watermark - self._window, self._labelled)
+        rows, count = _event_rows(events), len(events)
+        found = Findings(np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count, np.float32))
+        kept: dict[str, npt.NDArray[Any]] = {"offset": events.offset_N, "row": events.row_N}
+        if scores_NS is not None:
+            kept |= {"features": events.features_NC, "weight": events.weight_N, "scores": scores_NS}
+        examples, done = [], 0
+        for table in (mine, theirs):
+            touch(table.rows, rows, 0)
+        while done < count:
+            mine.reserve(min(count - done, mine.slab_rows))
+            first = mine.next_row
+            done, stored, matched = kernel(
+                mine.rows, theirs.rows, rows, done, partition, rules, self.counts_PO, found
+            )
+            mine.store(first, found.inserted_N[:stored], kept)
+            # gathered before a slab is evicted: it may hold these rows
+            examples.append(self._gather(found.feature_N[:matched], found.label_N[:matched]))
+            if done < count:
+                self._make_room(side)
+                mine.open_slab()
+        return _concatenate(examples) if examples else self._gather(found.feature_N, found.label_N)
+
+    def advance(self, watermark: int) -> Examples:
+        """Expires what waited for longer than the window, then drops slabs that lie wholly behind it.
+
+        The newest slab of a side is never dropped, so that the numbering goes on from it after a restore.
+
+        Returns:
+            Features without a label as negatives, in slab and row order, if `on_expiry` says so, else none.
+        """
+        self.watermark = max(self.watermark, watermark)
+        horizon = self.watermark - self._window
+        features, labels = self._tables
+        expired_N = self._expire(features, horizon, Outcome.EXPIRED)
+        self._expire(labels, horizon, Outcome.ORPHAN)
+        if not self._fill_in:
+            expired_N = expired_N[:0]
+        self.filled_in += len(expired_N)
+        examples = self._gather(expired_N, np.zeros(len(expired_N), np.float32))
+        for table in self._tables:
+            while len(table.order) > 1 and table.rows.newest_P[table.order[0]] < horizon:
+                table.drop_oldest()
+        return examples
+
+    def waiting_P(self) -> Int64s:
+        """Waiting events of each partition, counted in the slabs themselves."""
+        waiting_P = np.zeros(len(self.counts_PO), np.int64)
+        for table in self._tables:
+            for slab in table.order:
+                waiting_P += self._waiting_in(table, slab)
+        return waiting_P
+
+    def slabs(self) -> list[SlabView]:
+        """All slabs, for a snapshot: features first, oldest first. See `SlabView` for how long they last."""
+        return [view for table in self._tables for view in table.views()]
+
+    def restore(self, slabs: Sequence[SlabView], counts_PO: Int64s, watermark: int, filled_in: int) -> None:
+        """Takes up, in a new object, where a snapshot left off. A smaller budget evicts the oldest slabs.
+
+        Args:
+            slabs: as `slabs()` gave them, in the same order.
+            counts_PO: as `counts_PO` was.
+            watermark: as `watermark` was.
+            filled_in: as `filled_in` was.
+        """
+        self.counts_PO = counts_PO.copy()
+        self.watermark = watermark
+        self.filled_in = filled_in
+        for view in slabs:
+            self._make_room(view.side)
+            self._tables[view.side].load(view)
+
+    def _make_room(self, side: Side) -> None:
+        """Evicts oldest slabs until one more of this side fits the budget."""
+        mine, theirs = self._tables[side], self._tables[1 - side]
+        while self.nbytes + mine.slab_bytes > self._memory:
+            # the minimal budget guarantees that one of them has as many
+            table = mine if len(mine.order) >= SLABS_MIN else theirs
+            self.counts_PO[:, Outcome.EVICTED] += self._waiting_in(table, table.order[0])
+            table.drop_oldest()
+
+    def _waiting_in(self, table: SlabTable, slab: int) -> Int64s:
+        start, stop = table.bounds(slab)
+        waiting_N = table.rows.status_R[start:stop] == Status.WAITING
+        partition_N = table.rows.partition_R[start:stop][waiting_N]
+        return np.bincount(partition_N, minlength=len(self.counts_PO)).astype(np.int64)
+
+    def _expire(self, table: SlabTable, horizon: int, outcome: Outcome) -> Int64s:
+        """Physical rows that expired, in slab and row order."""
+        expired = [np.empty(0, np.int64)]
+        for slab in table.order:
+            if table.rows.oldest_waiting_P[slab] < horizon:
+                start, stop = table.bounds(slab)
+                rows_N = np.empty(stop - start, np.int64)
+                count, oldest = expire(table.rows, start, stop, horizon, rows_N)
+                table.rows.oldest_waiting_P[slab] = oldest
+                expired.append(rows_N[:count])
+        expired_N = np.concatenate(expired)
+        partition_N = table.rows.partition_R[expired_N]
+        self.counts_PO[:, outcome] += np.bincount(partition_N, minlength=len(self.counts_PO))
+        return expired_N
+
+    def _gather(self, rows_N: Int64s, labels_N: Float32s) -> Examples:
+        columns = self._tables[Side.FEATURES].columns
+        return Examples(
+            features_NC=columns["features"].take(rows_N, axis=0),
+            labels_N=labels_N.copy(),
+            weights_N=columns["weight"].take(rows_N),
+            scores_NS=columns["scores"].take(rows_N, axis=0),
+            event_time_N=columns["event_time"].take(rows_N),
+        )
+
+
+def _event_rows(events: Events) -> EventRows:
+    label_N = np.empty(0, np.float32) if events.label_N is None else events.label_N
+    rows = EventRows(events.key_N2[:], events.event_time_N[:], events.kind_N[:], label_N[:])
+    for view in rows:
+        view.flags.writeable = False
+    return rows
+
+
+def _concatenate(parts: Sequence[Examples]) -> Examples:
+    if len(parts) == 1:
+        return parts[0]
+    names = ("features_NC", "labels_N", "weights_N", "scores_NS", "event_time_N")
+    return Examples(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})

@@ -1,0 +1,227 @@
+"""The only place that reads from Kafka: what a cluster holds, and the fetching consumer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from confluent_kafka import (
+    Consumer,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, OffsetSpec
+
+from consumers.errors import ConfigError, DependencyError, StreamError
+from consumers.record import Partition
+
+_TIMEOUT_S = 10.0
+_MOCK_CLUSTER_PREFIX = "mockCluster"
+
+CONSUMER_SETTINGS: Mapping[str, Any] = {
+    "enable.auto.commit": False,
+    "enable.auto.offset.store": False,
+    "enable.partition.eof": True,
+    "auto.offset.reset": "error",
+    "isolation.level": "read_committed",
+    "check.crcs": True,
+    "fetch.queue.backoff.ms": 20,
+    "fetch.wait.max.ms": 50,
+    "receive.message.max.bytes": 2**30,
+    "queued.max.messages.kbytes": 16 * 1024,
+}
+"""What Evertrain's promises rest on; the job file cannot change these."""
+
+
+def group_id(name: str, settings: Mapping[str, Any]) -> str:
+    """The consumer group that shows the job's progress in Kafka's own tools."""
+    return str(settings.get("group.id", f"evertrain-{name}"))
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """A topic as the cluster knows it. `id` is empty where the broker has no topic ids."""
+
+    name: str
+    id: str
+    partitions: tuple[Partition, ...]
+
+
+class Cluster:
+    """Questions to a cluster. Every method raises DependencyError if it cannot be reached."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._servers = settings["bootstrap.servers"]
+        try:
+            self._admin = AdminClient(_client_settings(settings))
+        except KafkaException as error:
+            raise ConfigError(f"[kafka]: librdkafka refuses the settings: {error.args[0].str()}") from None
+
+    def id(self) -> str:
+        """The cluster's id."""
+        return str(self._metadata().cluster_id)
+
+    @property
+    def is_mock(self) -> bool:
+        """Whether this is librdkafka's mock cluster, which drops old records silently."""
+        return self.id().startswith(_MOCK_CLUSTER_PREFIX)
+
+    def topic(self, name: str) -> Topic:
+        """A topic and its partitions. Raises DependencyError if it does not exist."""
+        metadata = self._metadata(name).topics.get(name)
+        if metadata is None or metadata.error is not None or not metadata.partitions:
+            reason = f" ({metadata.error.str()})" if metadata is not None and metadata.error else ""
+            raise DependencyError(
+                f"Kafka at {self._servers} has no topic {name!r}{reason}; create it, or correct the job file"
+            )
+        partitions = tuple(Partition(name, number) for number in sorted(metadata.partitions))
+        return Topic(name, self._topic_id(name), partitions)
+
+    def ends(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
+        """The end offset of each partition, as a read-committed consumer sees it."""
+        return self._offsets(partitions, OffsetSpec.latest())
+
+    def starts(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
+        """The oldest offset that each partition still has."""
+        return self._offsets(partitions, OffsetSpec.earliest())
+
+    def offsets_at(self, partitions: Sequence[Partition], time_ms: int) -> dict[Partition, int]:
+        """The offset of the first record stamped at or after a time; the end offset where there is none."""
+        found = self._offsets(partitions, OffsetSpec.for_timestamp(time_ms))
+        missing = [partition for partition, offset in found.items() if offset < 0]
+        return found | (self.ends(missing) if missing else {})
+
+    def resolve(self, partitions: Sequence[Partition], start: str) -> dict[Partition, int]:
+        """Offsets of 'earliest', 'latest' or an ISO 8601 time (UTC if it names no zone)."""
+        if start == "earliest":
+            return self.starts(partitions)
+        if start == "latest":
+            return self.ends(partitions)
+        return self.offsets_at(partitions, parse_time(start))
+
+    def _offsets(self, partitions: Sequence[Partition], spec: OffsetSpec) -> dict[Partition, int]:
+        if not partitions:
+            return {}
+        request = {TopicPartition(p.topic, p.number): spec for p in partitions}
+        try:
+            answers = self._admin.list_offsets(
+                request, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=_TIMEOUT_S
+            )
+            return {Partition(tp.topic, tp.partition): future.result().offset for tp, future in answers.items()}
+        except KafkaException as error:
+            raise self._unreachable(error) from None
+
+    def _topic_id(self, name: str) -> str:
+        if self.is_mock:
+            return ""
+        try:
+            future = self._admin.describe_topics(TopicCollection([name]), request_timeout=_TIMEOUT_S)[name]
+            return str(future.result().topic_id)
+        except KafkaException as error:
+            raise self._unreachable(error) from None
+
+    def _metadata(self, topic: str | None = None) -> Any:
+        try:
+            return self._admin.list_topics(topic, timeout=_TIMEOUT_S)
+        except KafkaException as error:
+            raise self._unreachable(error) from None
+
+    def _unreachable(self, error: KafkaException) -> DependencyError:
+        return DependencyError(
+            f"Kafka is not reachable at {self._servers}: {error.args[0].str()}; "
+            "check kafka.\"bootstrap.servers\" and that the broker runs"
+        )
+
+
+class Fetcher:
+    """A consumer with fixed assignment: messages, and the ends it meets."""
+
+    def __init__(self, settings: Mapping[str, Any], group: str, starts: Mapping[Partition, int]) -> None:
+        self._consumer = Consumer({**_client_settings(settings), "group.id": group, **CONSUMER_SETTINGS})
+        self._consumer.assign([TopicPartition(p.topic, p.number, offset) for p, offset in starts.items()])
+
+    def fetch(self, count: int, timeout_s: float) -> tuple[list[Message], dict[Partition, int]]:
+        """Up to `count` messages, and the end offsets reached. Raises StreamError or DependencyError."""
+        messages: list[Message] = self._consumer.consume(count, timeout_s)
+        flawed = [message for message in messages if message.error() is not None]
+        if not flawed:
+            return messages, {}
+        ends = {}
+        for message in flawed:
+            if message.error().code() == KafkaError._PARTITION_EOF:
+                ends[Partition(message.topic(), message.partition())] = message.offset()
+            else:
+                _raise_for(message)
+        return [message for message in messages if message.error() is None], ends
+
+    def pause(self, partitions: Iterable[Partition]) -> None:
+        """Stops fetching; what librdkafka holds of these partitions is fetched again later."""
+        self._consumer.pause([TopicPartition(p.topic, p.number) for p in partitions])
+
+    def resume(self, partitions: Iterable[Partition]) -> None:
+        self._consumer.resume([TopicPartition(p.topic, p.number) for p in partitions])
+
+    def close(self) -> None:
+        self._consumer.close()
+
+
+def parse_time(text: str) -> int:
+    """An ISO 8601 time in milliseconds; UTC if it names no zone. Raises ValueError."""
+    time = datetime.fromisoformat(text)
+    return round((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+def _client_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {"log_level": 2, **{name: value for name, value in settings.items() if name != "group.id"}}
+
+
+_PASSING = {
+    KafkaError._TRANSPORT,
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._TIMED_OUT,
+    KafkaError._RESOLVE,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.REQUEST_TIMED_OUT,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError._UNKNOWN_TOPIC,
+    KafkaError._UNKNOWN_PARTITION,
+}
+
+
+def _raise_for(message: Message) -> None:
+    """Errors that librdkafka gets over by itself are left to it; all others end the reader."""
+    error = message.error()
+    if error.code() in _PASSING:
+        return
+    where = f"{message.topic()}[{message.partition()}]@{message.offset()}"
+    if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+        raise StreamError(
+            f"{where}: Kafka no longer has the next record to learn ({error.str()}): retention or a recreated topic "
+            "removed it; start a new lineage under another job.name, or restore the records"
+        )
+    raise StreamError(f"{where}: the consumer failed: {error.str()}")
+
+
+def timestamp_at(
+    settings: Mapping[str, Any], cluster: Cluster, partition: Partition, offset: int
+) -> int | None:
+    """The timestamp of the first record at or after an offset, or None if there is none."""
+    if offset >= cluster.ends([partition])[partition]:
+        return None
+    fetcher = Fetcher(settings, "evertrain-lookup", {partition: offset})
+    try:
+        while True:
+            messages, ends = fetcher.fetch(1, _TIMEOUT_S)
+            if messages:
+                return int(messages[0].timestamp()[1])
+            if ends:
+                return None
+    finally:
+        fetcher.close()

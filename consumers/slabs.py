@@ -1,0 +1,171 @@
+"""One side of the join table: rows in slabs, filled in the order applied and dropped from the oldest end."""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from consumers.kernels import END, LAST_TIME, NEXT, SLAB, USED, Status, TableRows, enter
+from consumers.record import NEVER, Bytes1, Int64s, Side
+
+INDEX_MIN = 1024
+"""Places of a new index; a power of two."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlabView:
+    """One slab, as views of the table: valid until rows are applied or the watermark advances.
+
+    The columns of a full slab never change, its status may.
+    """
+
+    side: Side
+    number: int  # counts up on each side, from 0
+    full: bool
+    columns: dict[str, npt.NDArray[Any]]
+    status: Bytes1
+
+
+def slab_layout(side: Side, columns: int, score_width: int) -> dict[str, np.dtype[Any]]:
+    """Names and types of the columns of one side; C = `columns`, S = `score_width`."""
+    layout: dict[str, Any] = {
+        "key": (np.uint64, 2),
+        "event_time": np.int64,
+        "partition": np.int32,
+        "offset": np.int64,
+        "row": np.int32,
+    }
+    if side is Side.FEATURES:
+        layout |= {
+            "features": (np.float32, (columns,)),
+            "scores": (np.float32, (score_width,)),
+            "weight": np.float32,
+        }
+    else:
+        layout["label"] = np.float32
+    return {name: np.dtype(kind) for name, kind in layout.items()}
+
+
+class SlabTable:
+    """Rows in flat arrays that are cut into physical slabs, and an index from key to physical row.
+
+    Where a slab lies and how large the index is never shows in a result.
+
+    Args:
+        side: which side of the join.
+        layout: of `slab_layout`.
+        slab_rows: rows in a slab.
+        capacity: slabs that the arrays can hold; memory that was never used costs nothing.
+    """
+
+    def __init__(
+        self, side: Side, layout: Mapping[str, np.dtype[Any]], slab_rows: int, capacity: int
+    ) -> None:
+        rows = capacity * slab_rows
+        self.side = side
+        self.slab_rows = slab_rows
+        self.slab_bytes = slab_rows * (1 + sum(kind.itemsize for kind in layout.values()))
+        self.columns: dict[str, npt.NDArray[Any]] = {
+            name: np.empty((rows, *kind.shape), kind.base) for name, kind in layout.items()
+        }
+        self.order: deque[int] = deque()  # physical slabs, oldest first; the last one is being filled
+        self._free = list(range(capacity))  # a heap: the lowest first, so that memory is used again
+        self._next_number = 0
+        cursor_4 = np.zeros(4, np.int64)
+        self.rows = TableRows(
+            key_R2=self.columns["key"],
+            event_time_R=self.columns["event_time"],
+            partition_R=self.columns["partition"],
+            label_R=self.columns.get("label", np.empty(0, np.float32)),
+            status_R=np.zeros(rows, np.uint8),
+            index_H=np.full(INDEX_MIN, -1, np.int32 if rows < 2**31 else np.int64),
+            oldest_waiting_P=np.empty(capacity, np.int64),
+            newest_P=np.empty(capacity, np.int64),
+            cursor_4=cursor_4,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the slabs in use, the open one included; the index comes on top."""
+        return len(self.order) * self.slab_bytes
+
+    @property
+    def next_row(self) -> int:
+        """Physical row that the next insert takes."""
+        return int(self.rows.cursor_4[NEXT])
+
+    def bounds(self, slab: int) -> tuple[int, int]:
+        """Physical rows [start, stop) of a slab that have been filled."""
+        start = slab * self.slab_rows
+        return start, self.next_row if slab == self.rows.cursor_4[SLAB] else start + self.slab_rows
+
+    def open_slab(self) -> None:
+        """Begins a new slab; the last one must be full. The caller has made sure that one is free."""
+        slab = heapq.heappop(self._free)
+        self.order.append(slab)
+        self._next_number += 1
+        self.rows.oldest_waiting_P[slab] = LAST_TIME
+        self.rows.newest_P[slab] = NEVER
+        start = slab * self.slab_rows
+        self.rows.cursor_4[[NEXT, END, SLAB]] = start, start + self.slab_rows, slab
+
+    def drop_oldest(self) -> None:
+        """Forgets the oldest slab, which must not be the newest. Its places in the index become stale."""
+        slab = self.order.popleft()
+        start, stop = self.bounds(slab)
+        self.rows.status_R[start:stop] = Status.EMPTY
+        heapq.heappush(self._free, slab)
+
+    def reserve(self, rows: int) -> None:
+        """Makes the index ready for up to `rows` inserts: it is never more than half in use."""
+        size = len(self.rows.index_H)
+        if (int(self.rows.cursor_4[USED]) + rows) * 2 <= size:
+            return
+        filled = sum(stop - start for start, stop in map(self.bounds, self.order))
+        while size < 4 * (filled + rows):
+            size *= 2
+        if size > len(self.rows.index_H):
+            self.rows = self.rows._replace(index_H=np.empty(size, self.rows.index_H.dtype))
+        self.rows.index_H.fill(-1)
+        self.rows.cursor_4[USED] = 0
+        for slab in self.order:
+            enter(self.rows, *self.bounds(slab))
+
+    def store(self, first: int, taken_M: Int64s, columns_N: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Copies the rows `taken_M` of each column to the physical rows from `first` on."""
+        for name, column in columns_N.items():
+            target = self.columns[name][first : first + len(taken_M)]
+            column.take(taken_M, axis=0, out=target, mode="clip")  # "raise" would go through a buffer
+
+    def views(self) -> list[SlabView]:
+        """All slabs, oldest first."""
+        first = self._next_number - len(self.order)
+        views = []
+        for number, slab in enumerate(self.order, first):
+            start, stop = self.bounds(slab)
+            columns = {name: column[start:stop] for name, column in self.columns.items()}
+            status = self.rows.status_R[start:stop]
+            views.append(SlabView(self.side, number, stop - start == self.slab_rows, columns, status))
+        return views
+
+    def load(self, view: SlabView) -> None:
+        """Takes a slab of a snapshot as the newest one, into a slab that is free."""
+        count = len(view.status)
+        self.reserve(count)
+        self._next_number = view.number
+        self.open_slab()
+        rows, slab, start = self.rows, self.order[-1], self.next_row
+        for name, column in self.columns.items():
+            column[start : start + count] = view.columns[name]
+        rows.status_R[start : start + count] = view.status
+        time_N = view.columns["event_time"]
+        rows.newest_P[slab] = time_N.max(initial=NEVER)
+        rows.oldest_waiting_P[slab] = time_N[view.status == Status.WAITING].min(initial=LAST_TIME)
+        rows.cursor_4[NEXT] += count
+        enter(rows, start, start + count)

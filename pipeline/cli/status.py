@@ -1,0 +1,169 @@
+"""`evertrain status`: the newest snapshot, what the trainer does now, and what has been released."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.cli.options import add_job_options, add_output_option, load_job, print_json
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+    from pipeline.store import Manifest
+
+logger = logging.getLogger(__name__)
+
+STALE_MS = 60_000
+"""A trainer that has not written its live status for this long is not running, whatever has its pid now."""
+
+FROM_MANIFEST = (
+    "name", "lineage", "sequence", "snapshot_id", "time_ms", "rows_trained", "weights_sha256", "watermark",
+    "cursor", "counts", "metrics", "alarms",
+)  # fmt: skip
+UNSET = -(2**61)
+"""Event times below this mean: never read."""
+
+
+def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds `status`."""
+    parser = subparsers.add_parser("status", help="shows where a job stands")
+    where = parser.add_mutually_exclusive_group(required=True)
+    add_job_options(parser, config_group=where)
+    where.add_argument("--state-dir", type=Path, metavar="DIR", help="the job's state directory")
+    parser.add_argument(
+        "--check", action="store_true", help="exit with 4 unless the job is running and not on hold"
+    )
+    add_output_option(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from consumers.errors import CheckError
+
+    state_dir = args.state_dir or load_job(args).job.state_dir
+    status = read_status(state_dir, int(time.time() * 1000))
+    if args.output == "json":
+        print_json(status)
+    else:
+        print("\n".join(_page(status)))
+    if args.check and not status["running"]:
+        raise CheckError(f"{status['name']}: not running")
+    if args.check and (status["live"] or {}).get("hold"):
+        raise CheckError(f"{status['name']}: on hold: {status['live']['hold']}")
+    return 0
+
+
+def read_status(state_dir: Path, now_ms: int) -> dict[str, Any]:
+    """All that a state directory tells, as a JSON document. Raises SnapshotError without a snapshot."""
+    manifest = _newest_manifest(state_dir)
+    live = _read_json(state_dir / "status.json")
+    return {
+        **{name: manifest.get(name) for name in FROM_MANIFEST},
+        "state_dir": str(state_dir),
+        "running": live is not None and _alive(live["pid"]) and now_ms - live["updated_ms"] < STALE_MS,
+        "live": live,
+        "release": _read_json(state_dir / "release" / "status.json"),
+    }
+
+
+def _newest_manifest(state_dir: Path) -> Manifest:
+    from consumers.errors import SnapshotError
+    from pipeline.store import LocalStore
+
+    if not (state_dir / "snapshots").is_dir():  # LocalStore would make it
+        raise SnapshotError(f"{state_dir}: no snapshot here; start the job with `evertrain run`")
+    store = LocalStore(state_dir)
+    for sequence in reversed(store.sequences()):
+        try:
+            return store.manifest(sequence)
+        except SnapshotError as error:
+            logger.warning("%s", error)
+    raise SnapshotError(f"{state_dir}: no readable snapshot yet; look at the trainer's log")
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        document: dict[str, Any] = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    return document
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # alive, and another user's
+        return True
+    return True
+
+
+def _page(status: dict[str, Any]) -> list[str]:
+    live = status["live"] or {}
+    head = {
+        "job": f"{status['name']}: {_activity(status)}",
+        "lineage": status["lineage"],
+        "state": status["state_dir"],
+        "snapshot": f"{status['sequence']}  {status['snapshot_id']}  at {_time(status['time_ms'])}",
+        "rows trained": f"{status['rows_trained']:,}",
+        "watermark": _time(status["watermark"]),
+        "weights": status["weights_sha256"],
+        "drift alarms": f"{status['alarms'] or 0:,}",
+    }
+    if status["running"]:
+        extra = {
+            key: value for key, value in live.items() if key not in ("pid", "phase", "updated_ms", "hold")
+        }
+        head |= {key.replace("_", " "): _cell(value) for key, value in extra.items()}
+    lines = _aligned(head)
+    for title in ("counts", "metrics", "release"):
+        cells = {name: _cell(value) for name, value in _flat(status[title] or {})}
+        lines += ["", title, *_aligned(cells, indent="  ")] if cells else []
+    cursor = {
+        f"{at['topic']}[{at['partition']}]": f"next {at['next']:,}  reached {_time(at['reached'])}"
+        + ("  idle" if at["idle"] else "")
+        for at in status["cursor"] or ()
+    }
+    return [*lines, "", "cursor", *_aligned(cursor, indent="  ")]
+
+
+def _activity(status: dict[str, Any]) -> str:
+    if not status["running"]:
+        return "not running"
+    live = status["live"]
+    hold = f", on hold: {live['hold']}" if live.get("hold") else ""
+    return f"running as process {live['pid']}, {live.get('phase', 'training')}{hold}"
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, below in value.items():
+        rows += _flat(below, f"{prefix}{key}.") if isinstance(below, dict) else [(f"{prefix}{key}", below)]
+    return rows
+
+
+def _aligned(rows: dict[str, Any], indent: str = "") -> list[str]:
+    width = max((len(name) for name in rows), default=0)
+    return [f"{indent}{name:<{width}}  {value}" for name, value in rows.items()]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "-"}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.6g}" if isinstance(value, float) else str(value)
+
+
+def _time(ms: int | None) -> str:
+    if ms is None or ms < UNSET:
+        return "-"
+    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

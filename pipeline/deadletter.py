@@ -1,0 +1,110 @@
+"""What Kafka gets: dead letters, and the consumer group's offsets that show the progress in Kafka's own tools."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+from confluent_kafka import (
+    ConsumerGroupTopicPartitions,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from consumers.errors import DependencyError
+
+_REQUEST_TIMEOUT_S = 5.0
+_DELIVERY_TIMEOUT_S = 10.0
+
+
+def send(settings: Mapping[str, Any], topic: str, rejects: bytes, lineage: str) -> int:
+    """Produces every rejected row, and returns how many when all of them are acknowledged.
+
+    Args:
+        settings: librdkafka's, as in `[kafka]`.
+        rejects: Arrow IPC stream of schema REJECTS plus `topic`, `topic_id` and `partition`.
+
+    Raises:
+        DependencyError: some were not acknowledged. Sending all again is harmless: a letter's identity is its
+            header `evertrain.id` (topic id, partition, offset and row of the original).
+    """
+    _create_topic(settings, topic)
+    failures: list[KafkaError] = []
+
+    def delivered(error: KafkaError | None, _: Message) -> None:
+        if error is not None:
+            failures.append(error)
+
+    producer = Producer(
+        _client_settings(settings)
+        | {
+            "enable.idempotence": True,
+            "acks": "all",
+            "linger.ms": 5,
+            "message.timeout.ms": int(_DELIVERY_TIMEOUT_S * 1000),
+        }
+    )
+    letters = pa.ipc.open_stream(rejects).read_all().to_pylist()
+    for letter in letters:
+        arguments = {"key": letter["key"], "value": letter["value"], "headers": headers(letter, lineage)}
+        while True:
+            try:
+                producer.produce(topic, **arguments, on_delivery=delivered)
+                break
+            except BufferError:  # the local queue is full
+                producer.poll(0.1)
+        producer.poll(0)
+    unsent = producer.flush(_DELIVERY_TIMEOUT_S + 1)
+    if failures or unsent:
+        reason = failures[0].str() if failures else "no answer in time"
+        raise DependencyError(
+            f"{len(failures) + unsent} of {len(letters)} dead letters were not accepted by topic {topic!r}: {reason}"
+        )
+    return len(letters)
+
+
+def headers(letter: Mapping[str, Any], lineage: str) -> list[tuple[str, bytes]]:
+    """Where a dead letter came from, and why."""
+    where = f"{letter['topic_id']}:{letter['partition']}:{letter['offset']}:{letter['row']}"
+    names = ("topic", "partition", "offset", "row", "reason", "value_bytes", "timestamp")
+    named = {"evertrain.id": where, **{name: str(letter[name]) for name in names}, "lineage": lineage}
+    return [(name, text.encode()) for name, text in named.items()]
+
+
+def commit_offsets(settings: Mapping[str, Any], group: str, cursor: Sequence[Mapping[str, Any]]) -> None:
+    """Sets the group's offsets to where the learner stands. Raises DependencyError."""
+    partitions = [TopicPartition(line["topic"], line["partition"], line["next"]) for line in cursor]
+    request = [ConsumerGroupTopicPartitions(group, partitions)]
+    try:
+        admin = AdminClient(_client_settings(settings))
+        futures = admin.alter_consumer_group_offsets(request, request_timeout=_REQUEST_TIMEOUT_S)
+        answers = [future.result() for future in futures.values()]
+    except KafkaException as error:
+        raise DependencyError(f"the offsets of group {group!r} were not accepted: {error.args[0].str()}") from None
+    for answer in answers:
+        for partition in answer.topic_partitions:
+            if partition.error is not None:
+                raise DependencyError(
+                    f"{partition.topic}[{partition.partition}]@{partition.offset}: the offset of group {group!r} "
+                    f"was not accepted: {partition.error.str()}"
+                )
+
+
+def _create_topic(settings: Mapping[str, Any], topic: str) -> None:
+    # Without retention.ms=-1, letters that a tool stamps with the original's old time would be deleted at once.
+    wanted = NewTopic(topic, 1, -1, config={"retention.ms": "-1"})
+    try:
+        admin = AdminClient(_client_settings(settings))
+        for future in admin.create_topics([wanted], request_timeout=_REQUEST_TIMEOUT_S).values():
+            future.result()
+    except KafkaException:
+        pass  # it exists, or we may not create it: the delivery reports will tell
+
+
+def _client_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {"log_level": 2, **{name: value for name, value in settings.items() if name != "group.id"}}

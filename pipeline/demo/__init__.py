@@ -1,0 +1,1 @@
+"""The demo: New York flights, with truly delayed labels."""

@@ -1,0 +1,46 @@
+"""Has the stream changed? One file per detector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy.typing as npt
+
+
+class Shift(NamedTuple):
+    """What a detector noticed, and at which of the rows it was given."""
+
+    row: int
+    column: int
+    before: float
+    after: float
+
+
+class DriftDetector(Protocol):
+    """Watches a stream of numbers; what it finds does not depend on how the stream is cut into updates."""
+
+    def update(self, values: npt.NDArray[Any]) -> list[Shift]:
+        """Takes the next rows, [N] or [N, C], in order, and returns the shifts that they prove."""
+        ...
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        """Everything, as views that are valid until the next update."""
+        ...
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Copies a `state`. Raises SnapshotError if it was made with another configuration."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """One noticed change, for people and for the gate."""
+
+    family: Literal["concept", "feature"]
+    feature: str | None  # the column, of family "feature"
+    row: int  # rows trained when it was raised
+    event_time: int  # ms since the epoch, of the row that proved it
+    effect: float  # concept: rise of the mean error; feature: PSI
+    detail: str

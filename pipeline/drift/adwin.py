@@ -1,0 +1,175 @@
+"""ADWIN: has the mean of a bounded value risen?
+
+Bifet & Gavaldà, "Learning from Time-Changing Data with Adaptive Windowing" (2007), in the form of its section 4
+(ADWIN2): the window is an exponential histogram, at most 5 buckets for each power of two, and every boundary between
+buckets is tried as a cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from pipeline.drift import Shift
+from pipeline.quality import Arrays, Float64s, fill
+
+_BUCKETS = 5  # per level, M in the paper
+_LEVELS = 58  # bucket sizes 2^0 ... 2^57: more rows than an int64 offset can number
+
+
+class Adwin:
+    """The newest rows whose mean is, as far as can be told, one and the same.
+
+    Every `clock` rows the window is cut as long as two parts of it, each of `min_window` rows or more, have means
+    further apart than sqrt(2/m s² ln(2/d)) + 2/(3m) ln(2/d), with s² the window's variance, 1/m = 1/n0 + 1/n1 and
+    d = delta / ln n. A fall of the mean shortens the window too, but is no shift.
+    """
+
+    def __init__(self, delta: float, *, clock: int = 32, min_window: int = 16) -> None:
+        self._limits = (delta, clock, min_window)
+        self._totals_LM = np.zeros((_LEVELS, _BUCKETS + 1))
+        self._m2_LM = np.zeros((_LEVELS, _BUCKETS + 1))
+        self._filled_L = np.zeros(_LEVELS, np.int64)
+        self._rows = np.zeros(1, np.int64)
+
+    def update(self, values: Float64s) -> list[Shift]:
+        """Takes values [N] in [0, 1] and returns, for each check at which a rise cut the window, its row and the means
+        on both sides of the first cut.
+        """
+        shifts_N3 = np.empty((len(values) // self._limits[1] + 1, 3))
+        found = _feed(
+            values, self._totals_LM, self._m2_LM, self._filled_L, self._rows, *self._limits, shifts_N3
+        )
+        return [Shift(int(row), 0, float(before), float(after)) for row, before, after in shifts_N3[:found]]
+
+    @property
+    def mean(self) -> float:
+        """Mean of the window; 0 if it is empty."""
+        return float(_moments(self._totals_LM, self._m2_LM, self._filled_L)[1])
+
+    @property
+    def width(self) -> int:
+        """Rows in the window."""
+        return int(_moments(self._totals_LM, self._m2_LM, self._filled_L)[0])
+
+    def rescale(self, factor: float) -> None:
+        """Makes the window what it would be, had every value been multiplied by `factor`."""
+        self._totals_LM *= factor
+        self._m2_LM *= factor * factor
+
+    def state(self) -> Arrays:
+        return {
+            "totals": self._totals_LM,
+            "m2": self._m2_LM,
+            "filled": self._filled_L,
+            "rows": self._rows,
+        }
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        fill(self.state(), state)
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _feed(  # type: ignore[no-untyped-def]
+    values_N, totals_LM, m2_LM, filled_L, rows, delta, clock, min_window, shifts_N3
+):
+    found = 0
+    for row in range(len(values_N)):
+        _insert(values_N[row], totals_LM, m2_LM, filled_L)
+        rows[0] += 1
+        if rows[0] % clock == 0:
+            before, after = _shrink(totals_LM, m2_LM, filled_L, delta, min_window)
+            if after > before:
+                shifts_N3[found, 0] = row
+                shifts_N3[found, 1] = before
+                shifts_N3[found, 2] = after
+                found += 1
+    return found
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _insert(value, totals_LM, m2_LM, filled_L):  # type: ignore[no-untyped-def]
+    """Adds a bucket of one row; where a level overflows, its two oldest buckets become one of the next level."""
+    total, m2 = value, 0.0
+    size = 1
+    for level in range(_LEVELS):
+        filled = filled_L[level]
+        totals_LM[level, filled] = total
+        m2_LM[level, filled] = m2
+        if filled < _BUCKETS:
+            filled_L[level] += 1
+            return
+        total = totals_LM[level, 0] + totals_LM[level, 1]
+        distance = (totals_LM[level, 0] - totals_LM[level, 1]) / size
+        m2 = m2_LM[level, 0] + m2_LM[level, 1] + distance * distance * size / 2
+        for bucket in range(_BUCKETS - 1):
+            totals_LM[level, bucket] = totals_LM[level, bucket + 2]
+            m2_LM[level, bucket] = m2_LM[level, bucket + 2]
+        filled_L[level] = _BUCKETS - 1
+        size *= 2
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _shrink(totals_LM, m2_LM, filled_L, delta, min_window):  # type: ignore[no-untyped-def]
+    """Drops the oldest bucket as long as the window can be cut; the means beside the first cut, or twice 0."""
+    first_before, first_after = 0.0, 0.0
+    cut = False
+    while True:
+        before, after = _cut(totals_LM, m2_LM, filled_L, delta, min_window)
+        if before == after:
+            return first_before, first_after
+        if not cut:
+            first_before, first_after, cut = before, after, True
+        level = _LEVELS - 1
+        while filled_L[level] == 0:
+            level -= 1
+        for bucket in range(filled_L[level] - 1):
+            totals_LM[level, bucket] = totals_LM[level, bucket + 1]
+            m2_LM[level, bucket] = m2_LM[level, bucket + 1]
+        filled_L[level] -= 1
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _cut(totals_LM, m2_LM, filled_L, delta, min_window):  # type: ignore[no-untyped-def]
+    """The means before and after the oldest boundary that separates two different parts, or twice 0."""
+    rows, mean, m2 = _moments(totals_LM, m2_LM, filled_L)
+    if rows < 2 * min_window:
+        return 0.0, 0.0
+    spread = 2 * m2 / rows * np.log(2 * np.log(rows) / delta)
+    range_term = 2 / 3 * np.log(2 * np.log(rows) / delta)
+    old_rows, old_total = 0, 0.0
+    for level in range(_LEVELS - 1, -1, -1):
+        for bucket in range(filled_L[level]):
+            old_rows += 1 << level
+            old_total += totals_LM[level, bucket]
+            new_rows = rows - old_rows
+            if old_rows < min_window:
+                continue
+            if new_rows < min_window:
+                return 0.0, 0.0
+            old_mean, new_mean = old_total / old_rows, (mean * rows - old_total) / new_rows
+            per_m = 1 / old_rows + 1 / new_rows
+            if abs(old_mean - new_mean) > np.sqrt(spread * per_m) + range_term * per_m:
+                return old_mean, new_mean
+    return 0.0, 0.0
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _moments(totals_LM, m2_LM, filled_L):  # type: ignore[no-untyped-def]
+    """Rows, mean and sum of squared deviations of the whole window.
+
+    Summed anew from the buckets: kept up to date by addition and subtraction they would drift over a run without end.
+    """
+    rows, mean, m2 = 0, 0.0, 0.0
+    for level in range(_LEVELS - 1, -1, -1):
+        size = 1 << level
+        for bucket in range(filled_L[level]):
+            rows += size
+            distance = totals_LM[level, bucket] / size - mean
+            mean += distance * size / rows
+            m2 += m2_LM[level, bucket] + distance * distance * size * (rows - size) / rows
+    return rows, mean, m2

@@ -1,0 +1,76 @@
+"""Runs a job from start to end: signals, hold, drain, exit codes."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from threading import Event
+
+from consumers.errors import DependencyError, TooMuchBadInput
+from consumers.record import Command
+from pipeline.config import JobConfig
+from pipeline.run import Bounds, Run, open_run
+from pipeline.state import State
+from pipeline.train import train
+
+RELEASER_END_S = 6.0
+
+log = logging.getLogger("evertrain")
+
+
+def execute(
+    job: JobConfig, *, bounds: Bounds | None = None, until_caught_up: bool = False, accept_bad: int = 0
+) -> State:
+    """Runs until the bounds, or for ever; SIGTERM and SIGINT end it cleanly, SIGUSR1 makes this moment's ends the bounds.
+
+    Raises EvertrainError with the exit code of what went wrong.
+    """
+    stop = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    first = [Command("accept_bad", accept_bad)] if accept_bad else []
+    bounds = bounds or Bounds()
+    with open_run(job, bounds, first, until_caught_up=until_caught_up) as run:
+        signal.signal(signal.SIGUSR1, lambda *_: run.source.finish())
+        try:
+            train(run, stop)
+        except TooMuchBadInput as error:
+            run.commit_rest()
+            run.source.close()
+            if until_caught_up or bounds.stops:
+                _end(run)
+                raise
+            _hold(run, str(error), stop)
+        if stop.is_set():
+            _end(run)
+        else:
+            _drain(run, job, stop)
+        log.info("%s: %d rows trained, snapshot %d", run.phase, run.state.trained, run.snapshots.sequence)
+        return run.state
+
+
+def _hold(run: Run, reason: str, stop: Event) -> None:
+    """Stays up, applying nothing, until it is stopped."""
+    log.error("holding: %s", reason)
+    while not stop.wait(1.0):
+        run.report("holding", hold=reason)
+        run.releaser.poll()
+
+
+def _end(run: Run) -> None:
+    run.report("stopped")
+    run.releaser.end(RELEASER_END_S)
+
+
+def _drain(run: Run, job: JobConfig, stop: Event) -> None:
+    """Waits until everything owed is released. Raises DependencyError if that takes too long."""
+    run.report("draining")
+    if run.releaser.drain(job.registry.release_timeout / 1000, stop):
+        run.report("ended")
+        return
+    _end(run)
+    if not stop.is_set():
+        raise DependencyError(
+            f"all is learned, but not all is released after {job.registry.release_timeout / 1000:.0f} s "
+            f"({run.releaser.why()}); mend what is out of reach and run the same command again"
+        )

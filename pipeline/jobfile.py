@@ -1,0 +1,238 @@
+"""Reads a job file: flags over environment over file over defaults; errors with their place."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date, time
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from consumers.errors import ConfigError
+from pipeline.config import JobConfig
+
+ENVIRONMENT_PREFIX = "EVERTRAIN__"
+
+KeyPath: TypeAlias = tuple[str | int, ...]
+
+
+def load(path: Path, overrides: Sequence[str] = (), environment: Mapping[str, str] = os.environ) -> JobConfig:
+    """The job that a file, the environment and `--set` flags describe together.
+
+    Args:
+        path: a TOML file.
+        overrides: flags, each `table.key=value`; the value is TOML, or else a plain string.
+        environment: `EVERTRAIN__TABLE__KEY=value`; below KAFKA an underscore stands for a dot.
+
+    Raises:
+        ConfigError: one line per problem: where it is, the key, what is wrong and what is allowed.
+    """
+    draft = _Draft(path)
+    for variable, raw in sorted(environment.items()):
+        if variable.startswith(ENVIRONMENT_PREFIX):
+            keys = tuple(variable.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"))
+            if keys[0] == "kafka":
+                keys = ("kafka", ".".join(keys[1:]).replace("_", "."))
+            draft.override(keys, _value(raw), f"environment variable {variable}")
+    for override in overrides:
+        key, equals, raw = override.partition("=")
+        if not equals:
+            raise ConfigError(
+                f"--set {override}: write it as table.key=value, for example learner.batch_size=512"
+            )
+        draft.override(_flag_keys(key), _value(raw), f"--set {key}")
+    try:
+        return JobConfig.model_validate(draft.document)
+    except ValidationError as error:
+        problems = dict.fromkeys(draft.explain(details) for details in error.errors(include_url=False))
+        raise ConfigError("\n".join(problems)) from None
+
+
+class _Draft:
+    """The merged document before validation, and where each of its keys came from."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            text = path.read_text(encoding="utf-8")
+            self.document: dict[str, Any] = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(_syntax_error(path, str(error), text)) from None
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path}: not a text file in UTF-8 (byte {error.start})") from None
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot read the job file: {error.strerror}") from None
+        self._places: dict[KeyPath, str] = {
+            keys: f"{path}:{line}" for keys, line in _lines_of_keys(text).items()
+        }
+
+    def override(self, keys: tuple[str, ...], value: Any, place: str) -> None:
+        """Sets one key, making tables on the way. Raises ConfigError if a table is in fact a value."""
+        table = self.document
+        for depth, key in enumerate(keys[:-1], start=1):
+            table = table.setdefault(key, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"{place}: '{_dotted(keys[:depth])}' is not a table, it has no keys")
+        table[keys[-1]] = value
+        kept = {path: where for path, where in self._places.items() if path[: len(keys)] != keys}
+        self._places = kept | {keys: place}
+
+    def explain(self, details: ErrorDetails) -> str:
+        """One problem in one line."""
+        keys, kind = tuple(details["loc"]), details["type"]
+        if keys[:1] == ("kafka",):
+            keys = keys[:2]  # what follows names a member of the union of types
+        place, name = self._place(keys), _dotted(keys)
+        if kind == "extra_forbidden":
+            name = _dotted(_single_leaf(keys, details["input"]))
+            return f"{place}: unknown key '{name}'; {_suggest(name, keys[:-1])}"
+        if kind == "missing":
+            what = f"the table [{name}]" if _model_at(keys) else f"the key '{name}'"
+            return f"{place}: {what} is missing"
+        if kind == "literal_error":
+            message = f"allowed: {details['ctx']['expected']}"
+        elif keys[:1] == ("kafka",) and keys[1:]:
+            message = "should be a string, a number, true or false"
+        else:
+            message = details["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+        if not keys:
+            return f"{place}: {message}"
+        if kind == "string_type" and not place.startswith(str(self._path)):
+            message += ", so write it in double quotes"
+        return f"{place}: {name}{_shown(keys, details['input'])}: {message}"
+
+    def _place(self, keys: KeyPath) -> str:
+        """Where a key, or else the first key below it, or else the table around it, was written."""
+        for known, place in self._places.items():
+            if keys and known[: len(keys)] == keys:
+                return place
+        prefixes = (keys[:length] for length in range(len(keys) - 1, 0, -1))
+        return next((self._places[prefix] for prefix in prefixes if prefix in self._places), str(self._path))
+
+
+def _lines_of_keys(text: str) -> dict[KeyPath, int]:
+    """The line on which each key and table of a valid TOML text begins, from 1."""
+    lines, at = text.split("\n"), 0
+    found: dict[KeyPath, int] = {}
+    table: KeyPath = ()
+    while at < len(lines):
+        first, chunk = at, lines[at]
+        at += 1
+        while (part := _parse(chunk)) is None and at < len(lines):  # a value may go on over several lines
+            chunk += "\n" + lines[at]
+            at += 1
+        paths = list(_paths(part or {}))
+        if chunk.lstrip().startswith("["):
+            table = paths[-1]
+            while table in found and isinstance(table[-1], int):  # the next table of an array
+                table = (*table[:-1], table[-1] + 1)
+            found[table] = first + 1
+        else:
+            found.update({(*table, *path): first + 1 for path in paths})
+    return found
+
+
+def _paths(value: Any, prefix: KeyPath = ()) -> Iterator[KeyPath]:
+    items: Any = ()
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    for key, below in items:
+        yield (*prefix, key)
+        yield from _paths(below, (*prefix, key))
+
+
+def _parse(text: str) -> dict[str, Any] | None:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return None
+
+
+def _syntax_error(path: Path, message: str, text: str) -> str:
+    what, _, place = message.partition(" (at ")
+    words = place.removesuffix(")").replace(",", "").split()
+    line = int(words[1]) if words[:1] == ["line"] else text.rstrip().count("\n") + 1
+    return f"{path}:{line}: not valid TOML: {what[:1].lower()}{what[1:]}"
+
+
+def _flag_keys(key: str) -> tuple[str, ...]:
+    document = _parse(f"{key} = 0")
+    if document is None:
+        raise ConfigError(f"--set {key}: not a key; write it as table.key=value")
+    keys = tuple(str(part) for part in list(_paths(document))[-1])
+    return (keys[0], ".".join(keys[1:])) if keys[0] == "kafka" and len(keys) > 1 else keys
+
+
+def _value(raw: str) -> Any:
+    document = _parse(f"value = {raw}")
+    if document is None or list(document) != ["value"] or isinstance(document["value"], date | time):
+        return raw  # times stay text: the models read them
+    return document["value"]
+
+
+def _dotted(keys: KeyPath) -> str:
+    text = ""
+    for key in keys:
+        text += f"[{key}]" if isinstance(key, int) else f".{key}"
+    return text.removeprefix(".")
+
+
+def _single_leaf(keys: KeyPath, value: Any) -> KeyPath:
+    while isinstance(value, dict) and len(value) == 1:
+        key, value = next(iter(value.items()))
+        keys = (*keys, key)
+    return keys
+
+
+def _shown(keys: KeyPath, value: Any) -> str:
+    if isinstance(value, dict | list) or is_secret(str(keys[-1])):
+        return ""
+    return f" = {value!r:.80}"
+
+
+def is_secret(key: str) -> bool:
+    """Whether the value of a key must not be shown."""
+    return key.endswith((".password", ".secret", ".pem", ".jaas.config"))
+
+
+def _model_at(keys: KeyPath) -> type[BaseModel] | None:
+    """The model that describes the table at `keys`, if it is a table."""
+    model: type[BaseModel] | None = JobConfig
+    for key in keys:
+        if isinstance(key, int):
+            continue
+        field = model.model_fields.get(key) if model else None
+        model = next(_models_in(field.annotation), None) if field else None
+    return model
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in typing.get_args(annotation):
+        yield from _models_in(argument)
+
+
+def _suggest(name: str, table: KeyPath) -> str:
+    known = [_dotted((key, *below)) for key in JobConfig.model_fields for below in _known_below(key)]
+    model = _model_at(table)
+    here = sorted(model.model_fields) if model else []
+    close = difflib.get_close_matches(name, known + [_dotted((*table, key)) for key in here], n=1)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    return f"allowed here: {', '.join(here)}"
+
+
+def _known_below(key: str) -> Iterator[KeyPath]:
+    yield ()
+    model = _model_at((key,))
+    for name in model.model_fields if model else ():
+        yield (name,)

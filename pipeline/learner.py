@@ -1,0 +1,175 @@
+"""The learner: scores blocks and takes optimizer steps. All of it is part of S."""
+
+from __future__ import annotations
+
+import copy
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from consumers.batch import Batch
+from consumers.errors import DependencyError
+from consumers.record import Float32s
+from pipeline.config import JobConfig
+from pipeline.normalise import Standardiser
+from pipeline.task import Scorer, build_task, score_width
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What one step did. `refused`: the loss or the gradient was not finite, so nothing changed."""
+
+    loss: float
+    refused: bool
+    frozen_scores_BS: Float32s | None
+
+
+class Learner:
+    """A module, its optimizer and its random state.
+
+    Every forward runs on a block of exactly [batch_size, C], padded with zeros: other shapes differ in the last bits.
+    """
+
+    def __init__(self, job: JobConfig) -> None:
+        self.device = choose_device(job.learner.device)
+        torch.set_num_threads(job.learner.threads)
+        torch.manual_seed(job.job.seed)
+        self.task = build_task(job)
+        self.module = self.task.module().to(self.device)
+        self.optimizer = self.task.optimizer(self.module)
+        self.scorer = Scorer(self.module, self.task)
+        self.frozen: Scorer | None = None
+        self.score_width = score_width(self.task, job.learner)
+        self.batch_size = job.learner.batch_size
+        self._block_BC = torch.zeros(self.batch_size, job.features.columns)
+        self._standardisers = [m for m in self.module.modules() if isinstance(m, Standardiser)]
+        self.module.eval()
+
+    def score(self, features_NC: Float32s) -> Float32s:
+        """Scores [N, S] with the weights of this moment."""
+        return self._score(self.scorer, features_NC)
+
+    @torch.no_grad()
+    def _score(self, scorer: Scorer, features_NC: Float32s) -> Float32s:
+        rows = len(features_NC)
+        scores_NS = np.empty((rows, self.score_width), np.float32)
+        for start in range(0, rows, self.batch_size):
+            stop = min(start + self.batch_size, rows)
+            scores_B = scorer(self._block(features_NC[start:stop]))
+            scores_NS[start:stop] = scores_B.reshape(self.batch_size, -1)[: stop - start].cpu().numpy()
+        return scores_NS
+
+    def step(self, batch: Batch) -> StepReport:
+        """Learns from one batch, unless its loss or its gradient norm is not finite."""
+        frozen_scores_BS = self._score(self.frozen, batch.features_BC) if self.frozen else None
+        features_BC = self._block(batch.features_BC)
+        labels_B = torch.from_numpy(batch.labels_B).to(self.device)
+        weights_B = torch.from_numpy(batch.weights_B).to(self.device)
+        buffers = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
+        generator = torch.get_rng_state()
+
+        self.module.train()
+        for standardiser in self._standardisers:
+            standardiser.update(features_BC[:, : len(standardiser.mean_F)], weights_B)
+        loss = self.task.loss(self.module(features_BC), labels_B, weights_B)
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        value, finite = loss.item(), bool(torch.isfinite(loss + norm))
+        if finite:
+            self.optimizer.step()
+        else:
+            for buffer, before in buffers:
+                buffer.copy_(before)
+            torch.set_rng_state(generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.module.eval()
+        return StepReport(value, not finite, frozen_scores_BS)
+
+    def freeze(self) -> None:
+        """Takes the frozen copy that later quality is compared with."""
+        self.frozen = copy.deepcopy(self.scorer)
+
+    def _block(self, features_NC: Float32s) -> Tensor:
+        """Rows in the one block that every forward uses, so that memory alignment cannot change a bit."""
+        rows = len(features_NC)
+        self._block_BC[:rows] = torch.from_numpy(features_NC)
+        self._block_BC[rows:] = 0
+        return self._block_BC.to(self.device)
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """The module's parameters and buffers: what a version publishes and what `weights_sha256` is taken of."""
+        return _arrays("", self.module.state_dict())
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything that `restore` needs, as arrays."""
+        arrays = _arrays("module.", self.module.state_dict())
+        for index, slots in self.optimizer.state_dict()["state"].items():
+            tensors = {name: torch.as_tensor(value) for name, value in slots.items()}
+            arrays |= _arrays(f"optimizer.{index}.", tensors)
+        if self.frozen is not None:
+            arrays |= _arrays("frozen.", self.frozen.module.state_dict())
+        arrays["random"] = torch.get_rng_state().numpy()
+        return arrays
+
+    def document(self) -> dict[str, Any]:
+        """The optimizer's settings (JSON)."""
+        groups = self.optimizer.state_dict()["param_groups"]
+        return {"param_groups": [_plain(group) for group in groups]}
+
+    def restore(self, arrays: dict[str, np.ndarray], document: dict[str, Any]) -> None:
+        """Takes the state from a snapshot."""
+        self.module.load_state_dict(_tensors("module.", arrays))
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _tensors("optimizer.", arrays).items():
+            index, _, slot = name.partition(".")
+            slots.setdefault(int(index), {})[slot] = tensor
+        groups = [
+            {**default, **saved}
+            for default, saved in zip(
+                self.optimizer.state_dict()["param_groups"], document["param_groups"], strict=True
+            )
+        ]
+        self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        frozen = _tensors("frozen.", arrays)
+        if frozen:
+            self.freeze()
+            assert self.frozen is not None
+            self.frozen.module.load_state_dict(frozen)
+        torch.set_rng_state(torch.from_numpy(arrays["random"]))
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device to train on; CUDA runs with deterministic algorithms. Raises DependencyError without CUDA."""
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise DependencyError("learner.device is 'cuda', but torch finds no CUDA device; use 'auto' or 'cpu'")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    return torch.device("cuda")
+
+
+def _arrays(prefix: str, tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    return {prefix + name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+
+
+def _tensors(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): torch.from_numpy(array.copy())
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }
+
+
+def _plain(group: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a parameter group that JSON can hold."""
+    return {
+        name: value
+        for name, value in group.items()
+        if value is None or isinstance(value, bool | int | float | str | list)
+    }

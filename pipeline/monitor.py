@@ -1,0 +1,238 @@
+"""What the run knows about itself: quality of live and frozen scores, drift, unknown categories. Part of S."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from consumers.batch import Batch
+from consumers.config import FeaturesConfig
+from consumers.record import Float32s, Int64s
+from pipeline.config import MonitorConfig
+from pipeline.drift import Alarm, Shift
+from pipeline.drift.adwin import Adwin
+from pipeline.drift.psi import PSI
+from pipeline.quality import Arrays, Float64s, Quality, fill
+
+ALARMS_MAX = 1000
+"""Alarms kept; older ones are only counted."""
+
+_BOUND = 10.0  # regression: an error of this many times the usual one counts as 1
+
+
+class Monitor:
+    """Observes every batch after its step, and forgets nothing that a resumed run would need."""
+
+    def __init__(self, config: MonitorConfig, *, kind: str, classes: int, features: FeaturesConfig) -> None:
+        self._config = config
+        self._kind = kind
+        self._classes = classes
+        self._live = Quality(kind, classes, config.window)
+        self._quality = {"live": self._live}
+        self._drift = Drift(config, kind, features) if config.drift else None
+        self.alarms: list[Alarm] = []
+        self.alarm_count = 0
+
+    @property
+    def unknown_categories(self) -> int:
+        """Rows times columns whose category bucket had never been seen before."""
+        return self._drift.unknown_categories if self._drift else 0
+
+    def observe(self, batch: Batch, frozen_scores_BS: Float32s | None, rows_trained: int) -> None:
+        """Books the prequential scores of a batch, and those of the frozen copy once there is one.
+
+        Args:
+            frozen_scores_BS: the frozen copy's scores of the same rows, or None while it does not exist. From
+                the first batch with `rows_trained` >= `compare_after` on, live and frozen are also compared over
+                exactly the same rows.
+            rows_trained: rows trained so far; alarms carry it.
+        """
+        labels_B, weights_B = batch.labels_B[: batch.rows], batch.weights_B[: batch.rows]
+        live_BS = batch.scores_BS[: batch.rows]
+        self._live.update(live_BS, labels_B, weights_B)
+        if frozen_scores_BS is not None:
+            frozen_BS = frozen_scores_BS[: batch.rows]
+            self._of("frozen", self._config.window).update(frozen_BS, labels_B, weights_B)
+            if rows_trained >= (self._config.compare_after or 0):
+                both_B = np.isfinite(live_BS).all(axis=1) & np.isfinite(frozen_BS).all(axis=1)
+                shared_B = np.where(both_B, weights_B, np.float32(0))
+                self._of("compare_live", 0).update(live_BS, labels_B, shared_B)
+                self._of("compare_frozen", 0).update(frozen_BS, labels_B, shared_B)
+        if self._drift:
+            found = self._drift.observe(batch, rows_trained)
+            self.alarm_count += len(found)
+            self.alarms = (self.alarms + found)[-ALARMS_MAX:]
+
+    def point(self) -> dict[str, float]:
+        """Every metric that is defined by now, all finite: `live/auc`, `frozen/auc_recent`, `compare/live_auc` …"""
+        point: dict[str, float] = {}
+        for name, quality in self._quality.items():
+            prefix = name.replace("_", "/") + "_" if name.startswith("compare_") else f"{name}/"
+            point |= {prefix + metric: value for metric, value in quality.metrics().items()}
+            point[f"{prefix}unmeasured"] = float(quality.unmeasured)
+        if self._drift:
+            point |= {"drift/alarms": float(self.alarm_count)} | self._drift.point()
+        return point
+
+    def state(self) -> Arrays:
+        """All arrays, by flat names such as `live.sums`: views that are valid until the next batch."""
+        parts = {name: quality.state() for name, quality in self._quality.items()}
+        if self._drift:
+            parts |= self._drift.state()
+        return {f"{part}.{name}": array for part, state in parts.items() for name, array in state.items()}
+
+    def document(self) -> dict[str, Any]:
+        """The alarms, ready for JSON."""
+        return {"alarm_count": self.alarm_count, "alarms": [asdict(alarm) for alarm in self.alarms]}
+
+    def restore(self, arrays: Mapping[str, npt.NDArray[Any]], document: Mapping[str, Any]) -> None:
+        """Takes over `state` and `document` of an equally configured monitor. Raises SnapshotError."""
+        parts: dict[str, Arrays] = {}
+        for flat, array in arrays.items():
+            part, _, name = flat.partition(".")
+            parts.setdefault(part, {})[name] = array
+        for part in ("live", "frozen", "compare_live", "compare_frozen"):
+            if part in parts or part == "live":
+                window = 0 if part.startswith("compare_") else self._config.window
+                self._of(part, window).restore(parts.get(part, {}))
+        if self._drift:
+            self._drift.restore(parts)
+        self.alarm_count = document["alarm_count"]
+        self.alarms = [Alarm(**alarm) for alarm in document["alarms"]]
+
+    def _of(self, name: str, window: int) -> Quality:
+        if name not in self._quality:
+            self._quality[name] = Quality(self._kind, self._classes, window)
+        return self._quality[name]
+
+
+class Drift:
+    """ADWIN on the error of the prequential score, PSI of every column, and the categories never seen before.
+
+    The error is 0 or 1 for classes. For a regression it is |score - label| over a bound, clipped at 1; the bound is
+    10 times the mean error in ADWIN's window or the median one of the batch, whichever is greater. When the bound
+    moves, the window is rescaled with it, so a change of the bound alone is never taken for a change of the error.
+    """
+
+    def __init__(self, config: MonitorConfig, kind: str, features: FeaturesConfig) -> None:
+        self._kind = kind
+        self._names = [column.name for column in (*features.numeric, *features.categorical)]
+        self._numeric = len(features.numeric)
+        self._threshold = config.psi_threshold
+        self._adwin = Adwin(config.adwin_delta)
+        self._psi = PSI(
+            self._numeric,
+            len(features.categorical),
+            reference_rows=config.reference_rows,
+            threshold=config.psi_threshold,
+        )
+        self._bound = np.full(1, 1.0 if kind != "regression" else 0.0)
+        self._buckets_K = np.array([column.buckets for column in features.categorical], np.int64)
+        self._seen_K = np.zeros(int((-(-self._buckets_K // 8)).sum()), np.uint8)
+        self._unknown = np.zeros(1, np.int64)
+
+    @property
+    def unknown_categories(self) -> int:
+        return int(self._unknown[0])
+
+    def observe(self, batch: Batch, rows_trained: int) -> list[Alarm]:
+        """The alarms that a batch raises: at most one for the error, and one for each column."""
+        real_N = np.flatnonzero(batch.weights_B[: batch.rows] > 0)
+        features_NC = batch.features_BC[: batch.rows]
+        if len(real_N) < batch.rows:
+            features_NC = features_NC[real_N]
+        self._unknown[0] += _mark_seen(features_NC[:, self._numeric :], self._buckets_K, self._seen_K)
+        alarms = [
+            Alarm(
+                "feature",
+                self._names[shift.column],
+                rows_trained,
+                int(batch.event_time_B[real_N[shift.row]]),
+                shift.after,
+                f"PSI {shift.after:.3g} against the reference window is above {self._threshold:.3g}",
+            )
+            for shift in self._psi.update(features_NC)
+        ]
+        scored_N = real_N[np.isfinite(batch.scores_BS[real_N]).all(axis=1)]
+        rises = self._feed(batch.scores_BS[scored_N], batch.labels_B[scored_N])
+        if rises:
+            alarms.append(self._concept_alarm(rises[0], scored_N, batch.event_time_B, rows_trained))
+        return alarms
+
+    def point(self) -> dict[str, float]:
+        """Metrics named `drift/...`; a PSI only once a full window was compared."""
+        psi = {name: float(value) for name, value in zip(self._names, self._psi.psi_C, strict=True)}
+        known = {f"drift/psi/{name}": value for name, value in psi.items() if np.isfinite(value)}
+        return {
+            "drift/error_mean": self._adwin.mean * float(self._bound[0]),
+            "drift/error_window": float(self._adwin.width),
+            "drift/unknown_categories": float(self.unknown_categories),
+            **({"drift/psi_max": max(known.values())} if known else {}),
+            **known,
+        }
+
+    def state(self) -> dict[str, Arrays]:
+        return {"adwin": self._adwin.state(), "psi": self._psi.state(), "drift": self._own_state()}
+
+    def restore(self, parts: Mapping[str, Arrays]) -> None:
+        self._adwin.restore(parts.get("adwin", {}))
+        self._psi.restore(parts.get("psi", {}))
+        fill(self._own_state(), parts.get("drift", {}))
+
+    def _own_state(self) -> Arrays:
+        return {"bound": self._bound, "seen": self._seen_K, "unknown": self._unknown}
+
+    def _feed(self, scores_NS: Float32s, labels_N: Float32s) -> list[Shift]:
+        if not len(labels_N):
+            return []
+        if self._kind == "regression":
+            errors_N = np.abs(scores_NS[:, 0].astype(np.float64) - labels_N)
+            return self._adwin.update(self._scaled(errors_N))
+        if self._kind == "binary":
+            wrong_N = (scores_NS[:, 0] >= 0.5) != (labels_N == 1)
+        else:
+            wrong_N = scores_NS.argmax(axis=1) != labels_N
+        return self._adwin.update(wrong_N.astype(np.float64))
+
+    def _scaled(self, errors_N: Float64s) -> Float64s:
+        old, middle = float(self._bound[0]), len(errors_N) // 2
+        new = _BOUND * max(self._adwin.mean * old, float(np.partition(errors_N, middle)[middle]))
+        if new == 0:
+            return np.minimum(errors_N, 0.0)
+        self._adwin.rescale(old / new)
+        self._bound[0] = new
+        return np.minimum(errors_N / new, 1.0)
+
+    def _concept_alarm(self, rise: Shift, scored_N: Int64s, event_time_B: Int64s, rows_trained: int) -> Alarm:
+        bound = float(self._bound[0])
+        before, after = rise.before * bound, rise.after * bound
+        return Alarm(
+            "concept",
+            None,
+            rows_trained,
+            int(event_time_B[scored_N[rise.row]]),
+            after - before,
+            f"mean error rose from {before:.3g} to {after:.3g}",
+        )
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _mark_seen(ids_NK, buckets_K, seen):  # type: ignore[no-untyped-def]
+    """Sets the bit of every bucket and returns how many were not set before; bucket 0 is null."""
+    unknown = 0
+    for row in range(ids_NK.shape[0]):
+        start = 0
+        for column in range(len(buckets_K)):
+            bucket = int(ids_NK[row, column])
+            if 0 < bucket < buckets_K[column]:
+                byte, bit = start + (bucket >> 3), np.uint8(1 << (bucket & 7))
+                if not seen[byte] & bit:
+                    seen[byte] |= bit
+                    unknown += 1
+            start += (buckets_K[column] + 7) >> 3
+    return unknown

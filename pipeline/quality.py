@@ -1,0 +1,246 @@
+"""How good the scores were: log-loss, AUC and accuracy, or MAE, RMSE and R², over all rows and over the newest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from consumers.errors import ConfigError, SnapshotError
+from consumers.record import Float32s
+
+Float64s: TypeAlias = npt.NDArray[np.float64]
+Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
+
+KINDS = ("binary", "multiclass", "regression")
+_BINARY, _MULTICLASS, _REGRESSION = range(3)
+
+AUC_BINS = 4096
+LOGLOSS_CLIP = 1e-7
+"""Probabilities are clipped to [1e-7, 1 - 1e-7] in the log-loss (not in AUC or accuracy)."""
+
+_HALF = AUC_BINS // 2
+_OCTAVE_BITS = 7  # of the mantissa: 128 bins between a probability and its double
+_FIRST_BIN = (126 << _OCTAVE_BITS) - _HALF  # so that the last bin below the middle ends at 0.5
+
+_WEIGHT, _LOGLOSS, _CORRECT = 0, 1, 2  # slots of `sums`, binary and multiclass
+_ABSOLUTE, _SQUARED, _MEAN, _M2 = 1, 2, 3, 4  # slots of `sums`, regression
+_ROWS, _UNMEASURED = 0, 1  # slots of `counts`
+
+
+class Quality:
+    """Weighted metrics of one stream of scores, cumulative and over the last `window` rows.
+
+    AUC comes from score histograms per class with a fixed 4,096 bins, as narrow in relation to p near 0 (and to
+    1 - p near 1) as they are in the middle: 128 bins per doubling, down to 2^-17; scores in one bin are ties, which
+    count half. Multiclass AUC is the mean over the classes that both occur and do not (macro, one against the
+    rest). A row whose score is not finite, or whose label is none of the task's, is not measured but counted.
+    """
+
+    def __init__(self, kind: str, classes: int, window: int) -> None:
+        """`classes` counts for multiclass alone; `window` 0 means no recent metrics. Raises ConfigError."""
+        if kind not in KINDS:
+            raise ConfigError(f"the task's kind {kind!r} cannot be measured; allowed are {', '.join(KINDS)}")
+        self._kind = KINDS.index(kind)
+        self.width = classes if kind == "multiclass" else 1
+        self._sums = np.zeros(5)
+        self._histogram_K2H = self._empty_histogram()
+        self._counts = np.zeros(2, np.int64)
+        self._ring_scores_WS = np.zeros((window, self.width), np.float32)
+        self._ring_labels_W = np.zeros(window, np.float32)
+        self._ring_weights_W = np.zeros(window, np.float32)
+
+    @property
+    def rows(self) -> int:
+        """Rows measured."""
+        return int(self._counts[_ROWS])
+
+    @property
+    def unmeasured(self) -> int:
+        """Rows of positive weight that could not be measured."""
+        return int(self._counts[_UNMEASURED])
+
+    def update(self, scores_BS: Float32s, labels_B: Float32s, weights_B: Float32s) -> None:
+        """Adds the rows of positive weight, in order.
+
+        Scores are probabilities (binary: of 1; multiclass: S = classes) or predicted values. Raises ValueError if
+        the shapes do not fit.
+        """
+        rows = len(labels_B)
+        if scores_BS.shape != (rows, self.width) or weights_B.shape != (rows,):
+            raise ValueError(
+                f"scores {scores_BS.shape}, labels ({rows},), weights {weights_B.shape}: "
+                f"expected scores of width {self.width} and equal lengths"
+            )
+        ring = (self._ring_scores_WS, self._ring_labels_W, self._ring_weights_W)
+        _accumulate(
+            self._kind, scores_BS, labels_B, weights_B, self._sums, self._histogram_K2H, self._counts, *ring
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """Every metric that is defined by the rows so far: binary and multiclass logloss, auc and accuracy, regression
+        mae, rmse and r2; those of the last `window` rows end with `_recent`.
+        """
+        metrics = self._metrics(self._sums, self._histogram_K2H)
+        filled = min(self.rows, len(self._ring_labels_W))
+        if filled:
+            sums, histogram_K2H = np.zeros_like(self._sums), self._empty_histogram()
+            window = (
+                self._ring_scores_WS[:filled],
+                self._ring_labels_W[:filled],
+                self._ring_weights_W[:filled],
+            )
+            no_ring = (self._ring_scores_WS[:0], self._ring_labels_W[:0], self._ring_weights_W[:0])
+            _accumulate(self._kind, *window, sums, histogram_K2H, np.zeros(2, np.int64), *no_ring)
+            recent = self._metrics(sums, histogram_K2H)
+            metrics |= {f"{name}_recent": value for name, value in recent.items()}
+        return metrics
+
+    def state(self) -> Arrays:
+        """Everything, as views that are valid until the next update."""
+        return {
+            "sums": self._sums,
+            "histogram": self._histogram_K2H,
+            "counts": self._counts,
+            "ring_scores": self._ring_scores_WS,
+            "ring_labels": self._ring_labels_W,
+            "ring_weights": self._ring_weights_W,
+        }
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Copies a `state`. Raises SnapshotError if it was made with another configuration."""
+        fill(self.state(), state)
+
+    def _empty_histogram(self) -> Float64s:
+        return np.zeros((0 if self._kind == _REGRESSION else self.width, 2, AUC_BINS))
+
+    def _metrics(self, sums: Float64s, histogram_K2H: Float64s) -> dict[str, float]:
+        weight = float(sums[_WEIGHT])
+        if not weight:
+            return {}
+        if self._kind == _REGRESSION:
+            metrics = {
+                "mae": float(sums[_ABSOLUTE]) / weight,
+                "rmse": float(np.sqrt(sums[_SQUARED] / weight)),
+            }
+            if sums[_M2] > 0:
+                metrics["r2"] = 1 - float(sums[_SQUARED] / sums[_M2])
+            return metrics
+        metrics = {"logloss": float(sums[_LOGLOSS]) / weight, "accuracy": float(sums[_CORRECT]) / weight}
+        aucs = [auc for auc in map(_auc, histogram_K2H) if auc is not None]
+        return metrics | ({"auc": sum(aucs) / len(aucs)} if aucs else {})
+
+
+def fill(arrays: Mapping[str, npt.NDArray[Any]], state: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Copies the arrays of a snapshot into those of a fresh object. Raises SnapshotError if they do not fit."""
+    for name, array in arrays.items():
+        if name not in state or state[name].shape != array.shape or state[name].dtype != array.dtype:
+            found = f"{state[name].dtype}{list(state[name].shape)}" if name in state else "missing"
+            raise SnapshotError(
+                f"monitor state {name!r}: {found} in the snapshot, {array.dtype}{list(array.shape)} by the job file; "
+                "give [features], [learner] and [monitor] their former values, or the job a new name"
+            )
+        array[...] = state[name]
+
+
+def _auc(histogram_2H: Float64s) -> float | None:
+    """Area under the ROC curve: the share of pairs in the right order, ties half. None with one class only."""
+    negative_H, positive_H = histogram_2H
+    pairs = negative_H.sum() * positive_H.sum()
+    if not pairs:
+        return None
+    below_H = np.cumsum(negative_H) - negative_H / 2
+    return float(positive_H @ below_H / pairs)
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _accumulate(  # type: ignore[no-untyped-def]
+    kind,
+    scores_BS,
+    labels_B,
+    weights_B,
+    sums,
+    histogram_K2H,
+    counts,
+    ring_scores_WS,
+    ring_labels_W,
+    ring_weights_W,
+):
+    window = len(ring_labels_W)
+    for row in range(len(labels_B)):
+        weight, label = np.float64(weights_B[row]), labels_B[row]
+        if not weight > 0:
+            continue
+        if not _measurable(kind, scores_BS[row], label):
+            counts[_UNMEASURED] += 1
+            continue
+        if kind == _REGRESSION:
+            _add_value(scores_BS[row, 0], label, weight, sums)
+        elif kind == _BINARY:
+            _add_binary(scores_BS[row, 0], label == 1, weight, sums, histogram_K2H)
+        else:
+            _add_class(scores_BS[row], int(label), weight, sums, histogram_K2H)
+        if window:
+            slot = counts[_ROWS] % window
+            ring_scores_WS[slot] = scores_BS[row]
+            ring_labels_W[slot] = label
+            ring_weights_W[slot] = weights_B[row]
+        counts[_ROWS] += 1
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _measurable(kind, score_S, label):  # type: ignore[no-untyped-def]
+    for score in score_S:
+        if not np.isfinite(score):
+            return False
+    if kind == _REGRESSION:
+        return np.isfinite(label)
+    classes = 2 if kind == _BINARY else len(score_S)
+    return 0 <= label < classes and label == np.floor(label)
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _add_value(score, label, weight, sums):  # type: ignore[no-untyped-def]
+    """Weighted running moments of the label: West, "Updating Mean and Variance Estimates" (1979)."""
+    error = np.float64(score) - np.float64(label)
+    sums[_WEIGHT] += weight
+    sums[_ABSOLUTE] += weight * abs(error)
+    sums[_SQUARED] += weight * error * error
+    distance = np.float64(label) - sums[_MEAN]
+    sums[_MEAN] += distance * (weight / sums[_WEIGHT])
+    sums[_M2] += weight * distance * (np.float64(label) - sums[_MEAN])
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _add_binary(score, positive, weight, sums, histogram_12H):  # type: ignore[no-untyped-def]
+    probability = np.float64(score)
+    likelihood = probability if positive else 1 - probability
+    sums[_WEIGHT] += weight
+    sums[_LOGLOSS] -= weight * np.log(min(max(likelihood, LOGLOSS_CLIP), 1 - LOGLOSS_CLIP))
+    if (probability >= 0.5) == positive:
+        sums[_CORRECT] += weight
+    histogram_12H[0, int(positive), _bin(score)] += weight
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _add_class(score_K, label, weight, sums, histogram_K2H):  # type: ignore[no-untyped-def]
+    likelihood = np.float64(score_K[label])
+    sums[_WEIGHT] += weight
+    sums[_LOGLOSS] -= weight * np.log(min(max(likelihood, LOGLOSS_CLIP), 1 - LOGLOSS_CLIP))
+    if np.argmax(score_K) == label:
+        sums[_CORRECT] += weight
+    for k in range(len(score_K)):
+        histogram_K2H[k, int(k == label), _bin(score_K[k])] += weight
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _bin(probability):  # type: ignore[no-untyped-def]
+    """The histogram bin of a float32: exponent and first 7 bits of the mantissa of p, or mirrored of 1 - p."""
+    upper = probability >= np.float32(0.5)
+    tail = np.float32(1) - probability if upper else probability
+    bits = max(tail, np.float32(0)).view(np.int32) >> (23 - _OCTAVE_BITS)
+    index = min(max(bits - _FIRST_BIN, 0), _HALF - 1)
+    return AUC_BINS - 1 - index if upper else index

@@ -1,0 +1,202 @@
+"""The trainer's handle on the releaser process, and what both sides know. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from pipeline.store import LocalStore
+
+SINKS = ("dead_letters", "metrics", "registry")
+"""Where a snapshot's effects go. Each is released in order, and none waits for another."""
+
+_RESTART_S = (1.0, 30.0)  # first and longest pause before a dead releaser is started again
+_HEALTHY_S = 60.0  # one that lived this long starts again after the first pause
+_EXIT_MARGIN_S = 0.5
+
+
+def released(state_dir: Path) -> int:
+    """The newest snapshot that every sink has released, with all before it; -1 if there is none."""
+    return min(read_marker(state_dir, sink) for sink in SINKS)
+
+
+def read_marker(state_dir: Path, sink: str) -> int:
+    """The last sequence a sink released. A marker is a hint: a lost one (-1) only repeats harmless work."""
+    try:
+        return int((state_dir / "release" / sink).read_text())
+    except (FileNotFoundError, ValueError):
+        return -1
+
+
+def read_status(state_dir: Path) -> dict[str, Any]:
+    """By sink: `released`, the last `error` or None, and `retry_at_ms` or None. Empty before the first release."""
+    try:
+        status: dict[str, Any] = json.loads((state_dir / "release" / "status.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return status
+
+
+class Releaser:
+    """Starts the releaser process, tells it what was committed, and starts it again when it dies.
+
+    `committed` may be called from any thread; everything else belongs to the thread that called `start`, because
+    the kernel ends the process together with the thread that started it.
+    """
+
+    def __init__(self, state_dir: Path, env: Mapping[str, str] | None = None) -> None:
+        self._state_dir = state_dir
+        self._env = env
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: Connection | None = None
+        self._sending = threading.Lock()
+        self._sequence = -1
+        self._lines: deque[str] = deque(maxlen=100)
+        self._running = self._drained = False
+        self._pause_s, self._spawned_s, self._restart_s = 0.0, 0.0, 0.0
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process, while there is one."""
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Starts the process. All snapshots on disk count as committed."""
+        self._sequence = max([self._sequence, *LocalStore(self._state_dir).sequences()])
+        self._running = True
+        self._spawn()
+
+    def committed(self, sequence: int) -> None:
+        """A snapshot is durable: it may be released. Harmless before `start`."""
+        with self._sending:
+            self._sequence = max(self._sequence, sequence)
+        self._send("committed", sequence)
+
+    def poll(self) -> str | None:
+        """Starts a dead process again, when it is time. Returns a line to log, or None; never blocks."""
+        self._tend()
+        return self._lines.popleft() if self._lines else None
+
+    def drain(self, timeout_s: float) -> bool:
+        """Waits until everything owed is released and the run is marked FINISHED; False: not in time."""
+        deadline_s = time.monotonic() + timeout_s
+        asked: int | None = None
+        self._drained = False
+        while not self._drained and time.monotonic() < deadline_s:
+            self._tend()
+            if self.pid != asked:
+                asked = self.pid
+                self._send("drain")
+            if self._channel:
+                self._channel.poll(0.1)
+            else:
+                time.sleep(0.1)
+        return self._drained
+
+    def end(self, seconds: float) -> None:
+        """Lets the process release what it can, mark the run FINISHED and exit; kills it after `seconds`."""
+        self._running = False
+        self._send("end", max(seconds - _EXIT_MARGIN_S, 0.0))
+        if self._process:
+            try:
+                self._process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                self._lines.append("the releaser did not end in time and was killed; the rest is released at the next start")
+        self.close()
+
+    def close(self) -> None:
+        """Ends the process at once. What it has not released stays owed. Harmless after `end`."""
+        self._running = False
+        if self._channel:
+            self._receive()
+            self._channel.close()
+            self._channel = None
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def status(self) -> dict[str, Any]:
+        """What `read_status` says, and whether the process lives."""
+        alive = self._process is not None and self._process.poll() is None
+        return {"alive": alive, "released": released(self._state_dir), "sinks": read_status(self._state_dir)}
+
+    def _tend(self) -> None:
+        self._receive()
+        if self._process and self._process.poll() is not None:
+            self._bury()
+        if self._running and not self._process and time.monotonic() >= self._restart_s:
+            self._spawn()
+
+    def _bury(self) -> None:
+        assert self._process is not None
+        code, self._process = self._process.returncode, None
+        if self._channel:
+            self._channel.close()
+            self._channel = None
+        lived_s = time.monotonic() - self._spawned_s
+        first_s, longest_s = _RESTART_S
+        self._pause_s = first_s if lived_s > _HEALTHY_S or not self._pause_s else min(2 * self._pause_s, longest_s)
+        self._restart_s = time.monotonic() + self._pause_s
+        self._lines.append(
+            f"the releaser ended with exit code {code} (its last words: {self._log_path}); "
+            f"it starts again in {self._pause_s:.0f} s, and training goes on"
+        )
+
+    def _spawn(self) -> None:
+        ours, theirs = socket.socketpair()
+        self._log_path.parent.mkdir(parents=True, exist_ok=True)
+        with theirs, self._log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "pipeline.release", str(self._state_dir), str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=None if self._env is None else dict(self._env),
+                process_group=0,  # a Ctrl-C is the trainer's business, also before the child can ignore it
+            )
+        self._spawned_s = time.monotonic()
+        with self._sending:
+            self._channel = Connection(ours.detach())
+        self._send("committed", self._sequence)
+
+    def _send(self, *message: object) -> None:
+        with self._sending:
+            try:
+                if self._channel:
+                    self._channel.send(message)
+            except OSError:
+                pass  # it died: the next poll sees it and starts another
+
+    def _receive(self) -> None:
+        try:
+            while self._channel and self._channel.poll():
+                kind, *rest = self._channel.recv()
+                if kind == "drained":
+                    self._drained = True
+                else:
+                    self._lines.append(str(rest[0]))
+        except (EOFError, OSError):
+            pass  # likewise
+
+    @property
+    def _log_path(self) -> Path:
+        return self._state_dir / "release" / "log"
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Writes a file so that a reader sees the old content or the new. Not fsynced: these files are hints."""
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)

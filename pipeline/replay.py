@@ -1,0 +1,89 @@
+"""What `--from` and `--to` mean as offsets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from consumers.errors import ConfigError
+from consumers.kafka import Cluster, parse_time, timestamp_at
+from consumers.record import Partition
+from pipeline.config import JobConfig
+from pipeline.run import Bounds
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Resolved offsets of every partition that a replay reads."""
+
+    bounds: Bounds
+
+    def lines(self) -> list[dict[str, Any]]:
+        """One line a partition (JSON)."""
+        return [
+            {"topic": p.topic, "partition": p.number, "start": start, "stop": self.bounds.stops[p]}
+            for p, start in self.bounds.starts.items()
+        ]
+
+
+def resolve(job: JobConfig, start: str, stop: str) -> Stretch:
+    """The offsets of `[start, stop)` in the feature topic, and of the labels from `start` to `stop` + window.
+
+    Raises ConfigError for text that is neither a time nor offsets, and DependencyError without Kafka.
+    """
+    cluster = Cluster(job.kafka)
+    features = cluster.topic(job.features.topic).partitions
+    starts, start_ms = _side(job, cluster, features, start, "--from")
+    stops, stop_ms = _side(job, cluster, features, stop, "--to")
+    stops = {partition: max(offset, starts[partition]) for partition, offset in stops.items()}
+    if job.labels is not None:
+        labels = cluster.topic(job.labels.topic).partitions
+        starts |= cluster.offsets_at(labels, start_ms)
+        stops |= cluster.offsets_at(labels, stop_ms + job.join.window)
+    return Stretch(Bounds({p: starts[p] for p in sorted(starts, key=_rank(job))}, stops))
+
+
+def replay_job(job: JobConfig, name: str) -> JobConfig:
+    """The job under another name, in a state directory beside the trainer's. Raises ConfigError if it exists."""
+    state_dir = Path(f"{job.job.state_dir}-replays") / name
+    if state_dir.exists():
+        raise ConfigError(f"{state_dir} exists: a replay of that name was made; give another --name, or remove it")
+    return JobConfig.model_validate(
+        {**job.model_dump(), "job": {**job.job.model_dump(), "name": name, "state_dir": state_dir}}
+    )
+
+
+def _rank(job: JobConfig) -> Any:
+    return lambda partition: (partition.topic != job.features.topic, partition.number)
+
+
+def _side(
+    job: JobConfig, cluster: Cluster, partitions: tuple[Partition, ...], text: str, option: str
+) -> tuple[dict[Partition, int], int]:
+    """Offsets of one end of the stretch, and its time."""
+    if ":" in text and "-" not in text:
+        offsets = _parse_offsets(partitions, text, option)
+        times = [timestamp_at(job.kafka, cluster, partition, offset) for partition, offset in offsets.items()]
+        known = [time for time in times if time is not None]
+        if not known:
+            raise ConfigError(f"{option} {text}: no partition has a record there")
+        return offsets, (min(known) if option == "--from" else max(known))
+    try:
+        time_ms = parse_time(text)
+    except ValueError:
+        raise ConfigError(
+            f"{option} {text}: neither an ISO 8601 time such as 2013-01-05T00:00Z nor offsets such as 0:1200,1:980"
+        ) from None
+    return dict(cluster.offsets_at(partitions, time_ms)), time_ms
+
+
+def _parse_offsets(partitions: tuple[Partition, ...], text: str, option: str) -> dict[Partition, int]:
+    try:
+        pairs = dict(map(int, item.split(":")) for item in text.split(","))  # type: ignore[arg-type]
+    except ValueError:
+        raise ConfigError(f"{option} {text}: offsets are written 0:1200,1:980 (partition:offset)") from None
+    missing = [partition.number for partition in partitions if partition.number not in pairs]
+    if missing or len(pairs) != len(partitions):
+        raise ConfigError(f"{option} {text}: give one offset for each of {', '.join(map(str, partitions))}")
+    return {partition: pairs[partition.number] for partition in partitions}

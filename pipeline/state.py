@@ -1,0 +1,242 @@
+"""S: everything that can be resumed. `State.apply` is pure: no clock, no I/O, no unseeded randomness."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from consumers.batch import Batch, Batcher
+from consumers.errors import BalanceError, TooMuchBadInput
+from consumers.join import Join, Outcome
+from consumers.record import NEVER, Command, Entry, Membership, Partition, Position, Side, Span, Tick
+from pipeline.config import Cadence, DeadLettersConfig, JobConfig
+from pipeline.learner import Learner, StepReport
+from pipeline.monitor import Monitor
+
+
+@dataclass(frozen=True, slots=True)
+class Letters:
+    """The rejects of one span, owed to the dead-letter topic."""
+
+    partition: Partition
+    rejects: pa.RecordBatch
+
+
+@dataclass(slots=True)
+class Owed:
+    """What the outside world is to see of the entries since the last snapshot. A commit empties it."""
+
+    letters: list[Letters] = field(default_factory=list)
+    points: list[dict[str, Any]] = field(default_factory=list)
+    version: bool = False
+
+
+class State:
+    """The cursor, the join, the open batch, the learner, the monitor and the counts.
+
+    The order of `positions` is the partitions' order by topic rank and number; partitions count by that index.
+    """
+
+    def __init__(self, job: JobConfig, positions: dict[Partition, Position], learner: Learner) -> None:
+        self.job = job
+        self.positions = positions
+        self.learner = learner
+        self.join = Join(
+            job.join,
+            columns=job.features.columns,
+            score_width=learner.score_width,
+            partitions=len(positions),
+            labelled_features=job.labels is None,
+        )
+        self.batcher = Batcher(job.learner.batch_size, job.features.columns, learner.score_width)
+        self.monitor = Monitor(
+            job.monitor, kind=learner.task.kind, classes=job.learner.classes, features=job.features
+        )
+        self.read_P = np.zeros(len(positions), np.int64)  # rows decoded or rejected
+        self.rejected_P = np.zeros(len(positions), np.int64)
+        self.skipped_P = np.zeros(len(positions), np.int64)  # offsets that held no message
+        self.trained = 0
+        self.refused = 0
+        self.registered = 0  # rows trained when the last version fell due
+        self.label_delay_ms: float | None = None  # of the last batch: stream time less the events' own; not part of S
+        self.bad_input = BadInput(job.dead_letters)
+        self.ledger: list[list[Any]] = []
+        self.owed = Owed()
+        self._index = {partition: index for index, partition in enumerate(positions)}
+        self._sides = {job.features.topic: Side.FEATURES}
+        if job.labels is not None:
+            self._sides[job.labels.topic] = Side.LABELS
+
+    def apply(self, entry: Entry) -> Iterator[Batch]:
+        """Applies one entry and yields each batch that it fills. Raises TooMuchBadInput before anything changed."""
+        if isinstance(entry, Span):
+            self.bad_input.check(entry)
+            self.ledger.append(["span", self._index[entry.partition], entry.start, entry.stop])
+            yield from self._apply_span(entry)
+        elif isinstance(entry, Tick):
+            if self.batcher.filled:
+                self.ledger.append(["tick"])
+                yield from self.batcher.close()
+        elif isinstance(entry, Membership):
+            self.ledger.append(["membership", self._index[entry.partition], entry.idle])
+            self.positions[entry.partition].idle = entry.idle
+            yield from self._advance()
+        else:
+            self.ledger.append(["command", entry.name, entry.argument])
+            self._obey(entry)
+
+    def _apply_span(self, span: Span) -> Iterator[Batch]:
+        index, events = self._index[span.partition], span.events
+        side = self._sides[span.partition.topic]
+        self.read_P[index] += len(events) + span.rejects.num_rows
+        self.rejected_P[index] += span.rejects.num_rows
+        self.skipped_P[index] += span.skipped
+        if span.rejects.num_rows:
+            self.owed.letters.append(Letters(span.partition, _copied(span.rejects)))
+        scores_NS = self.learner.score(events.features_NC) if side is Side.FEATURES else None
+        examples = self.join.apply(side, index, events, scores_NS)
+
+        position = self.positions[span.partition]
+        position.next, position.last_place = span.stop, span.place
+        if len(events):
+            position.reached = max(position.reached, int(events.event_time_N.max()))
+        yield from self.batcher.add(examples)
+        yield from self._advance()
+
+    def _advance(self) -> Iterator[Batch]:
+        yield from self.batcher.add(self.join.advance(self.watermark))
+
+    def _obey(self, command: Command) -> None:
+        if command.name == "register":
+            self._owe_version()
+        else:
+            self.bad_input.accept += command.argument
+
+    @property
+    def watermark(self) -> int:
+        """Event time up to which the join considers the stream complete; NEVER before it is known."""
+        reached = min((p.reached for p in self.positions.values() if not p.idle), default=NEVER)
+        return max(reached, int(self.join.watermark))
+
+    def observe(self, batch: Batch, report: StepReport) -> None:
+        """Books a batch: counts, quality, drift, the frozen copy, metric points and a due version."""
+        if report.refused:
+            self.refused += batch.rows
+            return
+        before, self.trained = self.trained, self.trained + batch.rows
+        self.monitor.observe(batch, report.frozen_scores_BS, self.trained)
+        self.label_delay_ms = float(self.time_ms - batch.event_time_B[: batch.rows].mean())
+        frozen_after = self.job.monitor.frozen_after
+        if self.learner.frozen is None and frozen_after is not None and self.trained >= frozen_after:
+            self.learner.freeze()
+        if crossed(self.job.monitor.every, before, self.trained):
+            self.owed.points.append(self.point())
+        if crossed(self.job.registry.register_every, before, self.trained):
+            self._owe_version()
+
+    def _owe_version(self) -> None:
+        if self.trained > self.registered:
+            self.registered = self.trained
+            self.owed.version = True
+
+    def point(self) -> dict[str, Any]:
+        """A metric point: its step is the number of rows trained, its time the stream's."""
+        return {"step": self.trained, "time_ms": self.time_ms, "values": self.monitor.point()}
+
+    @property
+    def time_ms(self) -> int:
+        """The stream's time: the newest place applied."""
+        return max(0, *(position.last_place for position in self.positions.values()))
+
+    def counts(self) -> dict[str, Any]:
+        """All counts, per partition and in total (JSON)."""
+        waiting_P = self.join.waiting_P()
+        events = {}
+        for partition, index in self._index.items():
+            fates = {o.name.lower(): int(self.join.counts_PO[index, o]) for o in Outcome}
+            events[str(partition)] = {
+                "read": int(self.read_P[index]),
+                "waiting": int(waiting_P[index]),
+                "rejected": int(self.rejected_P[index]),
+                **fates,
+                "skipped_offsets": int(self.skipped_P[index]),
+            }
+        names = next(iter(events.values()))
+        totals = {name: sum(counts[name] for counts in events.values()) for name in names}
+        examples = {
+            "trained": self.trained,
+            "refused": self.refused,
+            "open": self.batcher.filled,
+            "filled_in": int(self.join.filled_in),
+        }
+        return {"events": events, "totals": totals, "examples": examples}
+
+    def check_balance(self) -> None:
+        """Promise 6. Raises BalanceError with the sum that does not hold."""
+        counts = self.counts()
+        for name, events in counts["events"].items():
+            fates = {k: v for k, v in events.items() if k not in ("read", "skipped_offsets")}
+            if sum(fates.values()) != events["read"]:
+                terms = " + ".join(f"{value} {fate}" for fate, value in fates.items())
+                raise BalanceError(f"{name}: {events['read']} events read, but {terms} = {sum(fates.values())}")
+        examples = counts["examples"]
+        matched = sum(
+            counts["events"][str(p)]["matched"] for p in self.positions if p.topic == self.job.features.topic
+        )
+        made = matched + examples["filled_in"]
+        used = examples["trained"] + examples["refused"] + examples["open"]
+        if made != used:
+            raise BalanceError(f"{made} examples made (matched + filled in), but {used} used: {examples}")
+
+
+class BadInput:
+    """Counts bad records over the newest ones, so that a broken producer does not empty the stream into the dead letters."""
+
+    def __init__(self, config: DeadLettersConfig) -> None:
+        self._config = config
+        self.accept = 0  # bad records that the operator has allowed
+        self.recent: list[list[int]] = []  # of each recent span: records, bad ones
+
+    def check(self, span: Span) -> None:
+        """Raises TooMuchBadInput, with nothing changed, if this span brings the share over the limit."""
+        bad = span.rejects.num_rows
+        if not bad and not self.recent:
+            return
+        allowed = min(bad, self.accept)
+        recent = [*self.recent, [len(span.events) + bad, bad - allowed]]
+        while sum(records for records, _ in recent[1:]) >= self._config.hold_window:
+            recent.pop(0)
+        found, limit = sum(bad for _, bad in recent), self._config.hold_share * self._config.hold_window
+        if found > limit:
+            reason = span.rejects.column("reason")[0].as_py() if bad else "none in this span"
+            raise TooMuchBadInput(
+                f"{span.partition}@{span.start}: {found} of the newest {self._config.hold_window} records are bad, "
+                f"more than the share dead_letters.hold_share = {self._config.hold_share}; for example: {reason}. "
+                f"Mend the producer or the job file, or restart with --accept-bad {found} to go past"
+            )
+        self.accept -= allowed
+        self.recent = recent if found else []
+
+
+def crossed(cadence: Cadence, before: int, after: int) -> bool:
+    """Whether a cadence in rows fell due between two row counts."""
+    return cadence.rows is not None and before // cadence.rows != after // cadence.rows
+
+
+def _copied(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """A copy that owns its memory."""
+    return pa.ipc.read_record_batch(batch.serialize(), batch.schema)
+
+
+def fresh_positions(starts: Mapping[Partition, int]) -> dict[Partition, Position]:
+    """The cursor of a new lineage."""
+    return {partition: Position(next=offset) for partition, offset in starts.items()}
+
+
+def never(value: int) -> int | None:
+    """JSON's way to say NEVER."""
+    return None if value == NEVER else value

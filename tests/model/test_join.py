@@ -1,0 +1,471 @@
+"""The join against a naive oracle: one dict per row, every rule written out, no index, no compiled code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from consumers import slabs
+from consumers.batch import Examples
+from consumers.config import JoinConfig
+from consumers.errors import ConfigError
+from consumers.join import Join, Outcome
+from consumers.record import NEVER, Events, Kind, Side
+
+SLAB_ROWS = 16
+SLAB_BYTES = (SLAB_ROWS * (16 + 8 + 4 + 8 + 4 + 8 + 4 + 4 + 1), SLAB_ROWS * (16 + 8 + 4 + 8 + 4 + 4 + 1))
+LEAST_MEMORY = 3 * sum(SLAB_BYTES)
+PARTITION = {Side.FEATURES: (0, 1), Side.LABELS: (2, 3)}
+
+
+@dataclass(frozen=True)
+class Event:
+    key: int
+    time: int
+    label: float = 0.0
+    tombstone: bool = False
+
+
+@dataclass(frozen=True)
+class Apply:
+    side: Side
+    partition: int
+    events: tuple[Event, ...]
+
+
+@dataclass(frozen=True)
+class Advance:
+    watermark: int
+
+
+def to_events(step: Apply, first_id: int, labelled: bool) -> Events:
+    """Feature columns are the event's id and minus it, so that an example tells where it came from."""
+    count = len(step.events)
+    id_N = np.arange(first_id, first_id + count)
+    features_N2 = np.stack([id_N, -id_N], axis=1).astype(np.float32)
+    is_features = step.side is Side.FEATURES
+    return Events(
+        # the low half, which the index hashes, has few values: long chains
+        key_N2=np.array([(event.key % 3, event.key) for event in step.events], np.uint64).reshape(-1, 2),
+        event_time_N=np.array([event.time for event in step.events], np.int64),
+        offset_N=id_N.astype(np.int64),
+        row_N=np.zeros(count, np.int32),
+        kind_N=np.array(
+            [Kind.TOMBSTONE if event.tombstone else Kind.EVENT for event in step.events], np.uint8
+        ),
+        features_NC=features_N2 if is_features else np.empty((count, 0), np.float32),
+        weight_N=id_N.astype(np.float32) + 0.5 if is_features else np.empty(0, np.float32),
+        label_N=np.array([event.label for event in step.events], np.float32)
+        if labelled or not is_features
+        else None,
+    )
+
+
+@dataclass
+class Oracle:
+    window: int
+    negative: bool
+    labelled: bool
+    memory: int
+    counts: dict[tuple[int, Outcome], int] = field(default_factory=dict)
+    slabs: dict[Side, list[list[dict[str, Any]]]] = field(default_factory=lambda: {s: [] for s in Side})
+    watermark: int = NEVER
+    examples: list[tuple[int, float]] = field(default_factory=list)
+
+    def count(self, partition: int, outcome: Outcome) -> None:
+        self.counts[partition, outcome] = self.counts.get((partition, outcome), 0) + 1
+
+    def find(self, side: Side, key: int) -> dict[str, Any] | None:
+        rows = [
+            row
+            for slab in self.slabs[side]
+            for row in slab
+            if row["key"] == key and row["status"] != "withdrawn"
+        ]
+        assert len(rows) <= 1
+        return rows[0] if rows else None
+
+    def store(self, side: Side, **row: Any) -> dict[str, Any]:
+        self.slabs[side][-1].append(row)
+        return row
+
+    def has_room(self, side: Side) -> bool:
+        return bool(self.slabs[side]) and len(self.slabs[side][-1]) < SLAB_ROWS
+
+    def open_slab(self, side: Side) -> None:
+        while sum(len(self.slabs[s]) * SLAB_BYTES[s] for s in Side) + SLAB_BYTES[side] > self.memory:
+            victim = side if len(self.slabs[side]) >= 3 else Side(1 - side)
+            for row in self.slabs[victim].pop(0):
+                if row["status"] == "waiting":
+                    self.count(row["partition"], Outcome.EVICTED)
+        self.slabs[side].append([])
+
+    def apply(self, step: Apply, first_id: int) -> None:
+        rule = self.feature if step.side is Side.FEATURES else self.label
+        for number, event in enumerate(step.events, first_id):
+            if event.tombstone:
+                self.tombstone(step, event)
+            elif not rule(step.partition, event, number):
+                self.open_slab(step.side)  # which may have evicted the row that it would have met
+                assert rule(step.partition, event, number)
+
+    def tombstone(self, step: Apply, event: Event) -> None:
+        self.count(step.partition, Outcome.TOMBSTONE)
+        row = self.find(step.side, event.key)
+        if row and row["status"] == "waiting":
+            row["status"] = "withdrawn"
+            self.count(row["partition"], Outcome.WITHDRAWN)
+
+    def feature(self, partition: int, event: Event, number: int) -> bool:
+        if event.time + self.window < self.watermark:
+            self.count(partition, Outcome.LATE)
+            return True
+        if self.find(Side.FEATURES, event.key):
+            self.count(partition, Outcome.DUPLICATE)
+            return True
+        if not self.has_room(Side.FEATURES):
+            return False
+        row = self.store(
+            Side.FEATURES, key=event.key, time=event.time, partition=partition, id=number, status="waiting"
+        )
+        label = self.find(Side.LABELS, event.key)
+        if self.labelled:
+            row["status"] = "matched"
+            self.count(partition, Outcome.MATCHED)
+            self.examples.append((number, event.label))
+        elif label and label["status"] == "waiting":
+            if label["time"] <= event.time + self.window:
+                self.match(row, label)
+            else:
+                label["status"] = "late"
+                self.count(label["partition"], Outcome.LATE)
+        return True
+
+    def label(self, partition: int, event: Event, number: int) -> bool:
+        known = self.find(Side.LABELS, event.key)
+        if known:
+            same = known["label"] == event.label
+            self.count(partition, Outcome.DUPLICATE if same else Outcome.CONTRADICTION)
+            return True
+        feature = self.find(Side.FEATURES, event.key)
+        if feature is None and event.time + self.window < self.watermark:
+            self.count(partition, Outcome.ORPHAN)
+            return True
+        if feature and feature["status"] == "matched":
+            self.count(partition, Outcome.DUPLICATE)
+            return True
+        if feature and (feature["status"] == "expired" or event.time > feature["time"] + self.window):
+            self.count(partition, Outcome.LATE)
+            return True
+        if not self.has_room(Side.LABELS):
+            return False
+        row = self.store(
+            Side.LABELS,
+            key=event.key,
+            time=event.time,
+            partition=partition,
+            label=event.label,
+            status="waiting",
+        )
+        if feature:
+            self.match(feature, row)
+        return True
+
+    def match(self, feature: dict[str, Any], label: dict[str, Any]) -> None:
+        for row in (feature, label):
+            row["status"] = "matched"
+            self.count(row["partition"], Outcome.MATCHED)
+        self.examples.append((feature["id"], label["label"]))
+
+    def advance(self, watermark: int) -> None:
+        self.watermark = max(self.watermark, watermark)
+        for side, outcome in ((Side.FEATURES, Outcome.EXPIRED), (Side.LABELS, Outcome.ORPHAN)):
+            for slab in self.slabs[side]:
+                for row in slab:
+                    if row["status"] == "waiting" and row["time"] + self.window < self.watermark:
+                        row["status"] = "expired"
+                        self.count(row["partition"], outcome)
+                        if side is Side.FEATURES and self.negative:
+                            self.examples.append((row["id"], 0.0))
+            while len(self.slabs[side]) > 1:
+                newest = max((row["time"] for row in self.slabs[side][0]), default=NEVER)
+                if newest + self.window >= self.watermark:
+                    break
+                self.slabs[side].pop(0)
+
+    def waiting(self, partition: int) -> int:
+        rows = [row for slabs in self.slabs.values() for slab in slabs for row in slab]
+        return sum(row["status"] == "waiting" and row["partition"] == partition for row in rows)
+
+
+def run(join: Join, steps: list[Apply | Advance], first_id: int, labelled: bool) -> list[Examples]:
+    outputs = []
+    for step in steps:
+        if isinstance(step, Advance):
+            outputs.append(join.advance(step.watermark))
+            continue
+        events = to_events(step, first_id, labelled)
+        scores_N1 = events.weight_N[:, None] * 2 if step.side is Side.FEATURES else None
+        outputs.append(join.apply(step.side, step.partition, events, scores_N1))
+        first_id += len(step.events)
+    return outputs
+
+
+def ids_and_labels(outputs: list[Examples]) -> list[tuple[int, float]]:
+    for examples in outputs:
+        id_N = examples.features_NC[:, 0]
+        np.testing.assert_array_equal(examples.features_NC[:, 1], -id_N)
+        np.testing.assert_array_equal(examples.weights_N, id_N + 0.5)
+        np.testing.assert_array_equal(examples.scores_NS, examples.weights_N[:, None] * 2)
+    return [
+        (int(number), float(label))
+        for examples in outputs
+        for number, label in zip(examples.features_NC[:, 0], examples.labels_N, strict=True)
+    ]
+
+
+def new_join(config: JoinConfig, labelled: bool = False) -> Join:
+    return Join(config, columns=2, score_width=1, partitions=4, labelled_features=labelled)
+
+
+def as_bytes(outputs: list[Examples]) -> list[bytes]:
+    return [
+        array.tobytes()
+        for examples in outputs
+        for array in (
+            examples.features_NC,
+            examples.labels_N,
+            examples.weights_N,
+            examples.scores_NS,
+            examples.event_time_N,
+        )
+    ]
+
+
+def snapshot_bytes(join: Join) -> list[Any]:
+    views = [
+        (
+            (view.side, view.number, view.full, view.status.tobytes()),
+            [(name, column.tobytes()) for name, column in view.columns.items()],
+        )
+        for view in join.slabs()
+    ]
+    return [*views, join.counts_PO.tobytes(), join.watermark, join.filled_in, join.waiting_P().tobytes()]
+
+
+def restored(join: Join, config: JoinConfig, labelled: bool) -> Join:
+    again = new_join(config, labelled)
+    copies = [
+        slabs.SlabView(
+            view.side,
+            view.number,
+            view.full,
+            {name: column.copy() for name, column in view.columns.items()},
+            view.status.copy(),
+        )
+        for view in join.slabs()
+    ]
+    again.restore(copies, join.counts_PO, join.watermark, join.filled_in)
+    return again
+
+
+CONFIGS = st.builds(
+    lambda window, on_expiry, spare: JoinConfig(
+        window=window, on_expiry=on_expiry, memory=LEAST_MEMORY + spare, slab_rows=SLAB_ROWS
+    ),
+    st.sampled_from([0, 3, 10, 1000]),
+    st.sampled_from(["drop", "negative"]),
+    st.sampled_from([0, SLAB_BYTES[1], 40 * sum(SLAB_BYTES)]),
+)
+
+
+def _random_events(seed: int, count: int, keys: int, now: int) -> tuple[Event, ...]:
+    random = np.random.default_rng(seed)
+    return tuple(
+        Event(int(key), max(0, int(time)), float(label), bool(tombstone))
+        for key, time, label, tombstone in zip(
+            random.integers(0, keys, count),
+            random.integers(now - 12, now + 5, count),
+            random.integers(0, 2, count),
+            random.random(count) < 0.05,
+            strict=True,
+        )
+    )
+
+
+@st.composite
+def _steps(draw: st.DrawFn) -> list[Apply | Advance]:
+    """Event times drift upward with the watermark close behind, so that every rule is met often."""
+    keys = draw(st.sampled_from([5, 40, 400]))
+    steps: list[Apply | Advance] = []
+    now = 0
+    for _ in range(draw(st.integers(1, 30))):
+        now += draw(st.integers(0, 4))
+        if draw(st.integers(0, 4)) == 0:
+            steps.append(Advance(now - draw(st.integers(-3, 6))))
+            continue
+        side = draw(st.sampled_from(Side))
+        seed, count = draw(st.integers(0, 2**32)), draw(st.integers(0, 50))
+        partition = draw(st.sampled_from(PARTITION[side]))
+        steps.append(Apply(side, partition, _random_events(seed, count, keys, now)))
+    return steps
+
+
+@settings(deadline=None, max_examples=300)
+@given(CONFIGS, st.booleans(), _steps())
+def test_does_what_the_oracle_does_and_balances_after_every_step(
+    config: JoinConfig, labelled: bool, steps: list[Apply | Advance]
+) -> None:
+    join = new_join(config, labelled)
+    oracle = Oracle(config.window, config.on_expiry == "negative", labelled, config.memory)
+    applied_P, number = np.zeros(4, np.int64), 0
+    for step in steps:
+        oracle.examples = []
+        outputs = run(join, [step], number, labelled)
+        if isinstance(step, Apply):
+            oracle.apply(step, number)
+            applied_P[step.partition] += len(step.events)
+            number += len(step.events)
+        else:
+            oracle.advance(step.watermark)
+        assert ids_and_labels(outputs) == oracle.examples
+        expected = [[oracle.counts.get((p, outcome), 0) for outcome in Outcome] for p in range(4)]
+        assert join.counts_PO.tolist() == expected
+        assert join.waiting_P().tolist() == [oracle.waiting(p) for p in range(4)]
+        np.testing.assert_array_equal(join.counts_PO.sum(axis=1) + join.waiting_P(), applied_P)
+        assert (
+            join.nbytes == sum(len(oracle.slabs[side]) * SLAB_BYTES[side] for side in Side) <= config.memory
+        )
+
+
+@settings(deadline=None, max_examples=100)
+@given(CONFIGS, st.booleans(), _steps(), st.data())
+def test_goes_on_after_a_restore_as_if_nothing_had_happened(
+    config: JoinConfig, labelled: bool, steps: list[Apply | Advance], data: st.DataObject
+) -> None:
+    cut = data.draw(st.integers(0, len(steps)))
+    first_id = sum(len(step.events) for step in steps[:cut] if isinstance(step, Apply))
+    join = new_join(config, labelled)
+    run(join, steps[:cut], 0, labelled)
+    again = restored(join, config, labelled)
+    assert snapshot_bytes(again) == snapshot_bytes(join)
+
+    expected = run(join, steps[cut:], first_id, labelled)
+
+    assert as_bytes(run(again, steps[cut:], first_id, labelled)) == as_bytes(expected)
+    assert snapshot_bytes(again) == snapshot_bytes(join)
+
+
+@settings(deadline=None, max_examples=50)
+@given(CONFIGS, _steps())
+def test_the_size_of_the_index_never_shows(config: JoinConfig, steps: list[Apply | Advance]) -> None:
+    wide = new_join(config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slabs, "INDEX_MIN", 2)
+        tight = new_join(config)
+
+    assert as_bytes(run(tight, steps, 0, False)) == as_bytes(run(wide, steps, 0, False))
+    assert snapshot_bytes(tight) == snapshot_bytes(wide)
+
+
+WINDOW_10 = JoinConfig(window=10, memory=LEAST_MEMORY, slab_rows=SLAB_ROWS)
+
+
+def features(*events: Event) -> Apply:
+    return Apply(Side.FEATURES, 0, events)
+
+
+def labels(*events: Event) -> Apply:
+    return Apply(Side.LABELS, 2, events)
+
+
+def test_a_label_at_the_very_end_of_the_window_still_counts_and_one_after_it_is_late() -> None:
+    join = new_join(WINDOW_10)
+    steps = [features(Event(1, 5), Event(2, 5)), labels(Event(1, 15, 1.0), Event(2, 16, 1.0))]
+
+    assert ids_and_labels(run(join, [*steps, Advance(15)], 0, False)) == [(0, 1.0)]
+    assert join.counts_PO[2, Outcome.LATE] == 1
+    assert join.waiting_P().tolist() == [1, 0, 0, 0]
+    run(join, [Advance(16)], 4, False)
+    assert join.counts_PO[0, Outcome.EXPIRED] == 1
+
+
+def test_event_times_at_the_ends_of_what_64_bits_hold_do_not_overflow() -> None:
+    config = JoinConfig(window=2**70, memory=LEAST_MEMORY, slab_rows=SLAB_ROWS)
+    join = new_join(config)
+    last = 2**63 - 1
+    steps = [
+        Advance(NEVER),
+        features(Event(1, last), Event(2, 0)),
+        labels(Event(1, last, 1.0)),
+        Advance(2**60),
+    ]
+
+    assert ids_and_labels(run(join, steps, 0, False)) == [(0, 1.0)]
+    assert join.waiting_P().tolist() == [1, 0, 0, 0]
+
+
+def test_the_watermark_never_goes_back() -> None:
+    join = new_join(WINDOW_10)
+    run(join, [Advance(100), Advance(3), features(Event(1, 89))], 0, False)
+    assert join.watermark == 100
+    assert join.counts_PO[0, Outcome.LATE] == 1
+
+
+def test_the_oldest_features_are_evicted_when_the_budget_is_full() -> None:
+    join = new_join(WINDOW_10)
+    join.add_partition()
+    room = 5 * SLAB_ROWS  # the least budget holds five slabs of features and no labels
+    run(join, [features(*(Event(key, 5) for key in range(room)))], 0, False)
+    assert join.counts_PO[0, Outcome.EVICTED] == 0
+
+    run(join, [features(Event(1000, 5))], room, False)
+
+    assert join.counts_PO[0, Outcome.EVICTED] == SLAB_ROWS
+    assert join.waiting_P().tolist() == [room - SLAB_ROWS + 1, 0, 0, 0, 0]
+
+
+def test_an_example_that_was_matched_before_its_slab_is_evicted_keeps_its_features() -> None:
+    join = new_join(WINDOW_10)
+    run(join, [features(*(Event(key, 5) for key in range(80)))], 0, False)
+    # the first slab of labels evicts features 0 to 15; it matches 16 to 31; the second evicts those
+    matching = [Event(key, 5, 1.0) for key in range(16, 32)]
+    outputs = run(join, [labels(*matching, Event(2000, 5, 1.0))], 80, False)
+
+    assert ids_and_labels(outputs) == [(key, 1.0) for key in range(16, 32)]
+    assert sum(view.side is Side.FEATURES for view in join.slabs()) == 3
+
+
+def test_a_restore_into_a_smaller_budget_evicts_the_oldest_and_balances() -> None:
+    join = new_join(JoinConfig(window=10, memory=10 * LEAST_MEMORY, slab_rows=SLAB_ROWS))
+    run(join, [features(*(Event(key, 5) for key in range(160)))], 0, False)
+
+    small = restored(join, WINDOW_10, labelled=False)
+
+    assert small.nbytes <= LEAST_MEMORY
+    assert small.counts_PO[0, Outcome.EVICTED] == 160 - small.waiting_P()[0] == 5 * SLAB_ROWS
+
+
+def test_a_budget_without_room_for_three_slabs_of_each_side_is_refused_with_the_least_that_works() -> None:
+    config = JoinConfig(memory=LEAST_MEMORY - 1, slab_rows=SLAB_ROWS)
+    with pytest.raises(ConfigError, match=f"at least {LEAST_MEMORY:,} B"):
+        new_join(config)
+
+
+def test_nothing_that_was_passed_in_is_kept() -> None:
+    join = new_join(WINDOW_10)
+    step = features(Event(1, 5), Event(2, 5))
+    events = to_events(step, 0, False)
+    scores_N1 = events.weight_N[:, None] * 2
+    join.apply(Side.FEATURES, 0, events, scores_N1)
+    for array in (events.key_N2, events.event_time_N, events.features_NC, events.weight_N, scores_N1):
+        array.fill(77)  # the slot of a reader, given back
+
+    outputs = run(join, [labels(Event(1, 6, 1.0), Event(2, 6, 0.0))], 2, False)
+
+    assert ids_and_labels(outputs) == [(0, 1.0), (1, 0.0)]

@@ -1,0 +1,159 @@
+"""The order of spans is a function of the topics, and ends must be proven."""
+
+import random
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from consumers.config import StreamConfig
+from consumers.planner import Planner
+from consumers.record import (
+    NEVER,
+    REJECTS,
+    CaughtUp,
+    Events,
+    Membership,
+    Partition,
+    Position,
+    Side,
+    Span,
+    Tick,
+    Wait,
+    event_schema,
+)
+
+F0, F1, L0 = Partition("f", 0), Partition("f", 1), Partition("l", 0)
+SIDES = {"f": Side.FEATURES, "l": Side.LABELS}
+
+
+def span(partition: Partition, start: int, place: int) -> Span:
+    events = pa.RecordBatch.from_pylist([], schema=event_schema(0, labelled=True))
+    rejects = pa.RecordBatch.from_pylist([], schema=REJECTS)
+    return Span(partition, start, start + 1, place, 1, Events.from_arrow(events), rejects)
+
+
+def positions() -> dict[Partition, Position]:
+    return {partition: Position(0) for partition in (F0, F1, L0)}
+
+
+def planner(table: dict[Partition, Position], **config: int) -> Planner:
+    return Planner(table, SIDES, StreamConfig(**config), batch_wait_ms=1000)
+
+
+def test_waits_without_limit_for_a_partition_whose_end_is_not_proven() -> None:
+    plan = planner(positions())
+    plan.offer(span(F0, 0, 10))
+    plan.offer(span(L0, 0, 5))
+    entry = plan.next(1e9)
+    assert isinstance(entry, Wait)
+    assert "f[1]" in entry.reason
+    assert "f[0]" not in entry.reason
+
+
+def test_takes_the_smallest_place_then_topic_rank_then_partition() -> None:
+    plan = planner(positions())
+    spans = [span(L0, 0, 7), span(F1, 0, 7), span(F0, 0, 7), span(F0, 1, 9)]
+    for each in spans:
+        plan.offer(each)
+    for partition in (F0, F1, L0):
+        plan.done(partition)
+    order = []
+    while isinstance(entry := plan.next(0), Span):
+        order.append((entry.partition, entry.start))
+        plan.taken(entry)
+    assert order == [(F0, 0), (F1, 0), (L0, 0), (F0, 1)]
+
+
+def test_a_believed_end_lapses() -> None:
+    plan = planner(positions())
+    plan.offer(span(F0, 0, 10))
+    plan.ended(F1, 100.0)
+    plan.ended(L0, 100.0)
+    assert isinstance(plan.next(99.0), Span)
+    assert isinstance(plan.next(101.0), Wait)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_over_a_backlog_the_order_does_not_depend_on_arrival(seed: int) -> None:
+    rng = random.Random(0)
+    lanes = {p: [span(p, i, rng.randrange(100)) for i in range(20)] for p in (F0, F1, L0)}
+
+    def order(shuffle: random.Random) -> list[tuple[Partition, int]]:
+        table = positions()
+        plan, left, taken = planner(table, idle_after=30), {p: list(s) for p, s in lanes.items()}, []
+        while True:
+            entry = plan.next(0.0)
+            if isinstance(entry, CaughtUp):
+                return taken
+            if isinstance(entry, Wait):
+                partition = shuffle.choice(list(left))
+                if left[partition]:
+                    plan.offer(left[partition].pop(0))
+                else:
+                    plan.done(partition)
+            elif isinstance(entry, Span):
+                taken.append((entry.partition, entry.start))
+                table[entry.partition].last_place = entry.place
+                plan.taken(entry)
+            elif isinstance(entry, Membership):
+                taken.append((entry.partition, -1 - entry.idle))
+                table[entry.partition].idle = entry.idle
+
+    assert order(random.Random(seed)) == order(random.Random(99))
+
+
+def test_a_feature_partition_that_lies_behind_goes_idle_and_comes_back() -> None:
+    table = positions()
+    plan = planner(table, idle_after=50)
+    table[F0].last_place = table[F1].last_place = table[L0].last_place = 0
+    plan.offer(span(F0, 1, 51))
+    plan.ended(F1, 10.0)
+    plan.ended(L0, 10.0)
+    entry = plan.next(0)
+    assert entry == Membership(F1, idle=True)  # the label partition may not idle
+    table[F1].idle = True
+    assert isinstance(entry := plan.next(0), Span)
+    plan.taken(entry)
+    plan.offer(span(F1, 0, 60))
+    plan.ended(F0, 10.0)
+    assert plan.next(0) == Membership(F1, idle=False)
+
+
+def test_a_partition_never_read_goes_idle_after_the_oldest_place() -> None:
+    table = positions()
+    plan = planner(table, idle_after=50)
+    plan.offer(span(F0, 0, 1000))
+    plan.ended(F1, 10.0)
+    plan.ended(L0, 10.0)
+    first = plan.next(0)
+    assert isinstance(first, Span)
+    table[F0].last_place = 1000
+    plan.taken(first)
+    plan.offer(span(F0, 1, 1051))
+    assert plan.next(0) == Membership(F1, idle=True)
+    assert table[F1].last_place == NEVER
+
+
+def test_ticks_only_at_the_end_of_every_partition_and_at_most_one_a_batch_wait() -> None:
+    plan = planner(positions())
+    for partition in (F0, F1):
+        plan.ended(partition, 100.0)
+    assert isinstance(plan.next(0), Wait)
+    plan.ended(L0, 100.0)
+    assert plan.next(0) == Tick()
+    assert isinstance(plan.next(0.5), Wait)
+    assert plan.next(1.0) == Tick()
+
+
+def test_bounds_end_with_exactly_one_tick() -> None:
+    plan = planner(positions())
+    for partition in (F0, F1, L0):
+        plan.done(partition)
+    assert [plan.next(0) for _ in range(3)] == [Tick(), CaughtUp(), CaughtUp()]
+
+
+def test_empty_events_have_no_rows() -> None:
+    assert len(span(F0, 0, 0).events) == 0
+    assert span(F0, 0, 0).events.label_N is not None
+    assert span(F0, 0, 0).events.label_N.dtype == np.float32
