@@ -73,9 +73,7 @@ class Batcher:
             rows, self.filled = self.filled, 0
             for array in self._arrays().values():
                 array[rows:] = 0
-            yield Batch(
-                self._features_BC, self._labels_B, self._weights_B, self._scores_BS, self._event_time_B, rows
-            )
+            yield Batch(self._features_BC, self._labels_B, self._weights_B, self._scores_BS, self._event_time_B, rows)
 
     @property
     def newest_BC(self) -> Float32s:

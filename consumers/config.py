@@ -99,7 +99,7 @@ class FeaturesConfig(TopicConfig):
 
     @model_validator(mode="after")
     def _some_columns(self) -> FeaturesConfig:
-        names = [column.name for column in (*self.numeric, *self.categorical)]
+        names = [column.name for column in self.numeric] + [column.name for column in self.categorical]
         if not names:
             raise ValueError("name at least one column in numeric or categorical")
         if len(set(names)) != len(names):

@@ -34,7 +34,7 @@ class StreamError(EvertrainError):
     """The stream is not what the snapshot says it was: records gone, topic recreated, offsets missing."""
 
 
-class TooMuchBadInput(EvertrainError):
+class TooMuchBadInput(EvertrainError):  # noqa: N818 (it names a state of the stream)
     """More than the configured share of the newest records was rejected."""
 
 

@@ -26,7 +26,7 @@ from consumers.kernels import (
     touch,
 )
 from consumers.record import NEVER, Events, Float32s, Int64s, Side
-from consumers.slabs import SlabTable, SlabView, slab_layout
+from consumers.slabs import SlabTable, SlabView, slab_bytes, slab_layout
 
 __all__ = ["Join", "Outcome"]
 
@@ -58,18 +58,16 @@ class Join:
         labelled_features: bool,
     ) -> None:
         layouts = [slab_layout(side, columns, score_width) for side in Side]
-        slab_bytes = [
-            config.slab_rows * (1 + sum(kind.itemsize for kind in layout.values())) for layout in layouts
-        ]
-        if SLABS_MIN * sum(slab_bytes) > config.memory:
+        sizes = [slab_bytes(layout, config.slab_rows) for layout in layouts]
+        least = SLABS_MIN * sum(sizes)
+        if config.memory < least:
             raise ConfigError(
-                f"join.memory is {config.memory:,} B; {columns} columns in slabs of {config.slab_rows:,} rows "
-                f"need at least {SLABS_MIN * sum(slab_bytes):,} B. Raise join.memory or, for a new job, lower "
-                "join.slab_rows"
+                f"join.memory is {config.memory:,} B; {columns} columns in slabs of {config.slab_rows:,} "
+                f"rows need at least {least:,} B. Raise join.memory or, for a new job, lower join.slab_rows"
             )
         self._tables = [
             SlabTable(side, layout, config.slab_rows, config.memory // size)
-            for side, layout, size in zip(Side, layouts, slab_bytes, strict=True)
+            for side, layout, size in zip(Side, layouts, sizes, strict=True)
         ]
         self._memory = config.memory
         self._window = min(config.window, 2**61)  # for ever; no sum with it overflows

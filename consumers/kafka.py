@@ -135,7 +135,7 @@ class Cluster:
     def _unreachable(self, error: KafkaException) -> DependencyError:
         return DependencyError(
             f"Kafka is not reachable at {self._servers}: {error.args[0].str()}; "
-            "check kafka.\"bootstrap.servers\" and that the broker runs"
+            'check kafka."bootstrap.servers" and that the broker runs'
         )
 
 
@@ -209,9 +209,7 @@ def _raise_for(message: Message) -> None:
     raise StreamError(f"{where}: the consumer failed: {error.str()}")
 
 
-def timestamp_at(
-    settings: Mapping[str, Any], cluster: Cluster, partition: Partition, offset: int
-) -> int | None:
+def timestamp_at(settings: Mapping[str, Any], cluster: Cluster, partition: Partition, offset: int) -> int | None:
     """The timestamp of the first record at or after an offset, or None if there is none."""
     if offset >= cluster.ends([partition])[partition]:
         return None

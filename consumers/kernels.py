@@ -26,6 +26,12 @@ def njit_cached(function: F) -> F:
     return compiled
 
 
+def njit_inlined(function: F) -> F:
+    """For what runs once an event: as a call it would count references to every array of its arguments."""
+    compiled: F = numba.njit(inline="always")(function)
+    return compiled
+
+
 class Outcome(IntEnum):
     """The final fate of one event."""
 
@@ -94,7 +100,7 @@ class Rules(NamedTuple):
     labelled: bool  # features carry their label
 
 
-@njit_cached
+@njit_inlined
 def find(table: TableRows, low: np.uint64, high: np.uint64) -> int:
     """The physical row that holds a key, or -1."""
     mask = len(table.index_H) - 1
@@ -121,10 +127,10 @@ def touch(table: TableRows, events: EventRows, start: int) -> int:
     for event in range(start, len(events.key_N2)):
         row = max(table.index_H[np.int64(events.key_N2[event, 0]) & mask], 0)
         total += np.int64(table.key_R2[row, 0]) + table.status_R[row] + table.event_time_R[row]
-    return total
+    return int(total)
 
 
-@njit_cached
+@njit_inlined
 def _enter(table: TableRows, row: int) -> None:
     """Enters a row, whose key `find` must have reported absent: only then may a stale place be taken."""
     mask = len(table.index_H) - 1
@@ -150,7 +156,7 @@ def enter(table: TableRows, start: int, stop: int) -> None:
             _enter(table, row)
 
 
-@njit_cached
+@njit_inlined
 def _append(table: TableRows, events: EventRows, event: int, partition: int, status: int) -> int:
     """Writes an event to the open slab, which must have room, and returns its physical row."""
     row = table.cursor_4[NEXT]

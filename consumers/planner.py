@@ -41,7 +41,11 @@ class Planner:
     """
 
     def __init__(
-        self, positions: Mapping[Partition, Position], sides: Mapping[str, Side], config: StreamConfig, batch_wait_ms: int
+        self,
+        positions: Mapping[Partition, Position],
+        sides: Mapping[str, Side],
+        config: StreamConfig,
+        batch_wait_ms: int,
     ) -> None:
         self._positions = positions
         self._sides = sides

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -57,9 +57,7 @@ class Messages:
 
     def head(self, count: int) -> Messages:
         """The first `count` messages."""
-        return Messages(
-            self.offsets[:count], self.timestamps[:count], self.keys[:count], self.values[:count]
-        )
+        return Messages(self.offsets[:count], self.timestamps[:count], self.keys[:count], self.values[:count])
 
 
 REJECT_RAW_BYTES_MAX = 64 * 1024
@@ -124,32 +122,26 @@ class Events:
         """Views of an Arrow batch of `event_schema`, without a copy."""
         rows, names = batch.num_rows, batch.schema.names
 
-        def view(name: str, dtype: type, width: int = 1) -> npt.NDArray[np.generic]:
+        def view(name: str, dtype: type, width: int = 1) -> npt.NDArray[Any]:
             column = batch.column(name)
-            data = column.buffers()[-1] if width == 1 else _fixed_size_data(column)
+            data = column.buffers()[-1]
             if data is None:
                 return np.empty((0,) if width == 1 else (0, width), dtype)
             start = column.offset * width
-            flat = np.frombuffer(data, dtype)[start : start + rows * width]
+            flat: npt.NDArray[Any] = np.frombuffer(data, dtype)[start : start + rows * width]
             return flat if width == 1 else flat.reshape(rows, width)
 
         columns = batch.schema.field("features").type.list_size if "features" in names else 0
         return cls(
-            key_N2=view("key", np.uint64, 2),  # type: ignore[arg-type]
-            event_time_N=view("event_time", np.int64),  # type: ignore[arg-type]
-            offset_N=view("offset", np.int64),  # type: ignore[arg-type]
-            row_N=view("row", np.int32),  # type: ignore[arg-type]
-            kind_N=view("kind", np.uint8),  # type: ignore[arg-type]
-            features_NC=view("features", np.float32, columns)  # type: ignore[arg-type]
-            if columns
-            else np.empty((rows, 0), np.float32),
-            weight_N=view("weight", np.float32) if columns else np.empty(0, np.float32),  # type: ignore[arg-type]
-            label_N=view("label", np.float32) if "label" in names else None,  # type: ignore[arg-type]
+            key_N2=view("key", np.uint64, 2),
+            event_time_N=view("event_time", np.int64),
+            offset_N=view("offset", np.int64),
+            row_N=view("row", np.int32),
+            kind_N=view("kind", np.uint8),
+            features_NC=view("features", np.float32, columns) if columns else np.empty((rows, 0), np.float32),
+            weight_N=view("weight", np.float32) if columns else np.empty(0, np.float32),
+            label_N=view("label", np.float32) if "label" in names else None,
         )
-
-
-def _fixed_size_data(column: pa.Array) -> pa.Buffer | None:
-    return column.buffers()[-1]
 
 
 @dataclass(frozen=True, slots=True)

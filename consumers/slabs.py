@@ -52,6 +52,11 @@ def slab_layout(side: Side, columns: int, score_width: int) -> dict[str, np.dtyp
     return {name: np.dtype(kind) for name, kind in layout.items()}
 
 
+def slab_bytes(layout: Mapping[str, np.dtype[Any]], slab_rows: int) -> int:
+    """Bytes of one slab, status included."""
+    return slab_rows * (1 + sum(kind.itemsize for kind in layout.values()))
+
+
 class SlabTable:
     """Rows in flat arrays that are cut into physical slabs, and an index from key to physical row.
 
@@ -70,14 +75,13 @@ class SlabTable:
         rows = capacity * slab_rows
         self.side = side
         self.slab_rows = slab_rows
-        self.slab_bytes = slab_rows * (1 + sum(kind.itemsize for kind in layout.values()))
+        self.slab_bytes = slab_bytes(layout, slab_rows)
         self.columns: dict[str, npt.NDArray[Any]] = {
             name: np.empty((rows, *kind.shape), kind.base) for name, kind in layout.items()
         }
         self.order: deque[int] = deque()  # physical slabs, oldest first; the last one is being filled
         self._free = list(range(capacity))  # a heap: the lowest first, so that memory is used again
         self._next_number = 0
-        cursor_4 = np.zeros(4, np.int64)
         self.rows = TableRows(
             key_R2=self.columns["key"],
             event_time_R=self.columns["event_time"],
@@ -87,7 +91,7 @@ class SlabTable:
             index_H=np.full(INDEX_MIN, -1, np.int32 if rows < 2**31 else np.int64),
             oldest_waiting_P=np.empty(capacity, np.int64),
             newest_P=np.empty(capacity, np.int64),
-            cursor_4=cursor_4,
+            cursor_4=np.zeros(4, np.int64),
         )
 
     @property

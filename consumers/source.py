@@ -8,6 +8,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
@@ -142,10 +143,8 @@ class KafkaSource:
         return job
 
     def _tell(self, message: object) -> None:
-        try:
+        with suppress(BrokenPipeError, ConnectionResetError):  # the reader died: the next receive notices
             self._pipe.send(message)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # the reader died: the next receive notices
 
     def _send_finish(self) -> None:
         if self._finish_requested and not self._bounds:
@@ -170,9 +169,7 @@ class KafkaSource:
 class _Inbox:
     """Takes a reader's messages to the planner."""
 
-    def __init__(
-        self, job: ReaderJob, arena: Arena, planner: Planner, slots: dict[Partition, deque[int]]
-    ) -> None:
+    def __init__(self, job: ReaderJob, arena: Arena, planner: Planner, slots: dict[Partition, deque[int]]) -> None:
         self.lag: int | None = None
         self._partitions = list(job.starts)
         self.index = {partition: index for index, partition in enumerate(self._partitions)}
@@ -231,11 +228,7 @@ class _Inbox:
         )
 
 
-def make_reader_job(
-    starts: dict[Partition, int], bounds: dict[Partition, int], **settings: Any
-) -> ReaderJob:
+def make_reader_job(starts: dict[Partition, int], bounds: dict[Partition, int], **settings: Any) -> ReaderJob:
     """A `ReaderJob` with slots large enough for any span of its topics."""
     features, stream = settings["features"], settings["stream"]
-    return ReaderJob(
-        starts=starts, bounds=bounds, slot_bytes=slot_bytes(stream.span, features.columns), **settings
-    )
+    return ReaderJob(starts=starts, bounds=bounds, slot_bytes=slot_bytes(stream.span, features.columns), **settings)

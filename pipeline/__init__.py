@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.encode import encode as encode
+    from pipeline.encoding import encode as encode
 
 __all__ = ["encode"]
 
@@ -13,8 +13,7 @@ __all__ = ["encode"]
 def __getattr__(name: str) -> Any:
     # Lazy, so that `evertrain --help` does not pay for numpy.
     if name == "encode":
-        from pipeline.encode import encode
+        from pipeline.encoding import encode
 
-        globals()["encode"] = encode  # the import bound this name to the submodule
         return encode
     raise AttributeError(f"module 'pipeline' has no attribute {name!r}")

@@ -36,7 +36,9 @@ def _parse_cadence(value: Any) -> Any:
         try:
             return {"ms": parse_duration(value)}
         except ValueError:
-            raise ValueError("a cadence is a duration such as '30s' or a number of rows such as '100000 rows'") from None
+            raise ValueError(
+                "a cadence is a duration such as '30s' or a number of rows such as '100000 rows'"
+            ) from None
     return value
 
 
@@ -44,7 +46,7 @@ Every = Annotated[Cadence, BeforeValidator(_parse_cadence)]
 
 
 def _check_name(value: str) -> str:
-    if not value or any(character in value for character in '/\\:."%\'') or value != value.strip():
+    if not value or any(character in value for character in "/\\:.\"%'") or value != value.strip():
         raise ValueError("a name has no slash, colon, dot, quote or percent sign and no space at its ends")
     return value
 

@@ -1,4 +1,4 @@
-"""What Kafka gets: dead letters, and the consumer group's offsets that show the progress in Kafka's own tools."""
+"""What Kafka gets: dead letters, and the offsets of the group that shows progress in Kafka's own tools."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def send(settings: Mapping[str, Any], topic: str, rejects: bytes, lineage: str) 
 
     Args:
         settings: librdkafka's, as in `[kafka]`.
+        topic: where to; it is created if it does not exist and we may.
         rejects: Arrow IPC stream of schema REJECTS plus `topic`, `topic_id` and `partition`.
+        lineage: the id of the lineage that rejected them.
 
     Raises:
         DependencyError: some were not acknowledged. Sending all again is harmless: a letter's identity is its
@@ -63,7 +65,7 @@ def send(settings: Mapping[str, Any], topic: str, rejects: bytes, lineage: str) 
     if failures or unsent:
         reason = failures[0].str() if failures else "no answer in time"
         raise DependencyError(
-            f"{len(failures) + unsent} of {len(letters)} dead letters were not accepted by topic {topic!r}: {reason}"
+            f"{len(failures) + unsent} of {len(letters)} dead letters not accepted by {topic!r}: {reason}"
         )
     return len(letters)
 
@@ -85,25 +87,35 @@ def commit_offsets(settings: Mapping[str, Any], group: str, cursor: Sequence[Map
         futures = admin.alter_consumer_group_offsets(request, request_timeout=_REQUEST_TIMEOUT_S)
         answers = [future.result() for future in futures.values()]
     except KafkaException as error:
-        raise DependencyError(f"the offsets of group {group!r} were not accepted: {error.args[0].str()}") from None
+        raise DependencyError(
+            f"the offsets of group {group!r} were not accepted: {error.args[0].str()}"
+        ) from None
     for answer in answers:
         for partition in answer.topic_partitions:
             if partition.error is not None:
                 raise DependencyError(
-                    f"{partition.topic}[{partition.partition}]@{partition.offset}: the offset of group {group!r} "
-                    f"was not accepted: {partition.error.str()}"
+                    f"{partition.topic}[{partition.partition}]@{partition.offset}: the offset of group "
+                    f"{group!r} was not accepted: {partition.error.str()}"
                 )
 
 
 def _create_topic(settings: Mapping[str, Any], topic: str) -> None:
-    # Without retention.ms=-1, letters that a tool stamps with the original's old time would be deleted at once.
+    admin = AdminClient(_client_settings(settings))
+    try:
+        cluster = admin.list_topics(timeout=_REQUEST_TIMEOUT_S)
+    except KafkaException as error:
+        raise DependencyError(f"dead letters wait, Kafka cannot be reached: {error.args[0].str()}") from None
+    if topic in cluster.topics or str(cluster.cluster_id).startswith(
+        "mockCluster"
+    ):  # the mock has no controller to ask
+        return
+    # Without retention.ms=-1, letters that a tool stamps with their original's time would be deleted soon.
     wanted = NewTopic(topic, 1, -1, config={"retention.ms": "-1"})
     try:
-        admin = AdminClient(_client_settings(settings))
         for future in admin.create_topics([wanted], request_timeout=_REQUEST_TIMEOUT_S).values():
             future.result()
     except KafkaException:
-        pass  # it exists, or we may not create it: the delivery reports will tell
+        pass  # we may not create it: if nobody else does, the delivery reports will tell
 
 
 def _client_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

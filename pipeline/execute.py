@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import time
 from threading import Event
 
 from consumers.errors import DependencyError, TooMuchBadInput
@@ -21,7 +22,9 @@ log = logging.getLogger("evertrain")
 def execute(
     job: JobConfig, *, bounds: Bounds | None = None, until_caught_up: bool = False, accept_bad: int = 0
 ) -> State:
-    """Runs until the bounds, or for ever; SIGTERM and SIGINT end it cleanly, SIGUSR1 makes this moment's ends the bounds.
+    """Runs until the bounds, or for ever; SIGTERM and SIGINT end it cleanly.
+
+    SIGUSR1 makes the ends of this moment the bounds.
 
     Raises EvertrainError with the exit code of what went wrong.
     """
@@ -65,12 +68,16 @@ def _end(run: Run) -> None:
 def _drain(run: Run, job: JobConfig, stop: Event) -> None:
     """Waits until everything owed is released. Raises DependencyError if that takes too long."""
     run.report("draining")
-    if run.releaser.drain(job.registry.release_timeout / 1000, stop):
+    deadline = time.monotonic() + job.registry.release_timeout / 1000
+    while not (drained := run.releaser.drain(1.0)) and not stop.is_set() and time.monotonic() < deadline:
+        run.report("draining")
+    if drained:
         run.report("ended")
         return
+    errors = [sink["error"] for sink in run.releaser.status()["sinks"].values() if sink.get("error")]
     _end(run)
     if not stop.is_set():
         raise DependencyError(
             f"all is learned, but not all is released after {job.registry.release_timeout / 1000:.0f} s "
-            f"({run.releaser.why()}); mend what is out of reach and run the same command again"
+            f"({'; '.join(errors) or 'no error yet'}); mend what is out of reach and run the same command again"
         )

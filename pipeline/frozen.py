@@ -68,12 +68,12 @@ class Frozen:
 
     def parts(self) -> list[Buffer]:
         """The safetensors file, in parts."""
-        return [self._header, memoryview(self._buffer)[: self._size]]
+        return [self._header, self._buffer.data[: self._size]]
 
     def part(self, name: str) -> memoryview:
         """The bytes of one array."""
         start, end = self._extents[name]
-        return memoryview(self._buffer)[start:end]
+        return self._buffer.data[start:end]
 
     def names(self, prefix: str) -> list[str]:
         """The names that begin with `prefix`, sorted."""

@@ -90,8 +90,8 @@ class _Draft:
             keys = keys[:2]  # what follows names a member of the union of types
         place, name = self._place(keys), _dotted(keys)
         if kind == "extra_forbidden":
-            name = _dotted(_single_leaf(keys, details["input"]))
-            return f"{place}: unknown key '{name}'; {_suggest(name, keys[:-1])}"
+            leaf = _single_leaf(keys, details["input"])
+            return f"{place}: unknown key '{_dotted(leaf)}'; {_suggest(leaf, keys[:-1])}"
         if kind == "missing":
             what = f"the table [{name}]" if _model_at(keys) else f"the key '{name}'"
             return f"{place}: {what} is missing"
@@ -103,7 +103,7 @@ class _Draft:
             message = details["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
         if not keys:
             return f"{place}: {message}"
-        if kind == "string_type" and not place.startswith(str(self._path)):
+        if kind == "string_type" and keys[0] != "kafka" and not place.startswith(str(self._path)):
             message += ", so write it in double quotes"
         return f"{place}: {name}{_shown(keys, details['input'])}: {message}"
 
@@ -221,18 +221,16 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models_in(argument)
 
 
-def _suggest(name: str, table: KeyPath) -> str:
-    known = [_dotted((key, *below)) for key in JobConfig.model_fields for below in _known_below(key)]
+def _suggest(leaf: KeyPath, table: KeyPath) -> str:
+    """The key most like an unknown one: in its table or, if the table itself is unknown, anywhere."""
     model = _model_at(table)
-    here = sorted(model.model_fields) if model else []
-    close = difflib.get_close_matches(name, known + [_dotted((*table, key)) for key in here], n=1)
-    if close:
-        return f"did you mean '{close[0]}'?"
-    return f"allowed here: {', '.join(here)}"
-
-
-def _known_below(key: str) -> Iterator[KeyPath]:
-    yield ()
-    model = _model_at((key,))
-    for name in model.model_fields if model else ():
-        yield (name,)
+    here = {key: _dotted((*table, key)) for key in (model.model_fields if model else ())}
+    known = here
+    if not table:
+        tables = {key: _model_at((key,)) for key in here}
+        known = {
+            f"{key}.{name}": f"{key}.{name}" for key, at in tables.items() if at for name in at.model_fields
+        }
+        known |= here
+    close = difflib.get_close_matches(_dotted(leaf[len(table) :]), known, n=1)
+    return f"did you mean '{known[close[0]]}'?" if close else f"allowed here: {', '.join(sorted(here))}"

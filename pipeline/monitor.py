@@ -1,4 +1,4 @@
-"""What the run knows about itself: quality of live and frozen scores, drift, unknown categories. Part of S."""
+"""What the run knows about itself: quality of live and frozen scores, drift, new categories. Part of S."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from consumers.batch import Batch
 from consumers.config import FeaturesConfig
-from consumers.record import Float32s, Int64s
+from consumers.kernels import njit_cached
+from consumers.record import Bytes1, Float32s, Int64s
 from pipeline.config import MonitorConfig
 from pipeline.drift import Alarm, Shift
 from pipeline.drift.adwin import Adwin
@@ -47,9 +47,10 @@ class Monitor:
         """Books the prequential scores of a batch, and those of the frozen copy once there is one.
 
         Args:
+            batch: its rows of positive weight are booked, in order.
             frozen_scores_BS: the frozen copy's scores of the same rows, or None while it does not exist. From
-                the first batch with `rows_trained` >= `compare_after` on, live and frozen are also compared over
-                exactly the same rows.
+                the first batch with `rows_trained` >= `compare_after` on, live and frozen are also compared
+                over exactly the same rows.
             rows_trained: rows trained so far; alarms carry it.
         """
         labels_B, weights_B = batch.labels_B[: batch.rows], batch.weights_B[: batch.rows]
@@ -69,7 +70,7 @@ class Monitor:
             self.alarms = (self.alarms + found)[-ALARMS_MAX:]
 
     def point(self) -> dict[str, float]:
-        """Every metric that is defined by now, all finite: `live/auc`, `frozen/auc_recent`, `compare/live_auc` …"""
+        """Every metric that is defined by now, all finite: `live/auc_recent`, `compare/live_auc` and more."""
         point: dict[str, float] = {}
         for name, quality in self._quality.items():
             prefix = name.replace("_", "/") + "_" if name.startswith("compare_") else f"{name}/"
@@ -114,14 +115,16 @@ class Monitor:
 class Drift:
     """ADWIN on the error of the prequential score, PSI of every column, and the categories never seen before.
 
-    The error is 0 or 1 for classes. For a regression it is |score - label| over a bound, clipped at 1; the bound is
-    10 times the mean error in ADWIN's window or the median one of the batch, whichever is greater. When the bound
-    moves, the window is rescaled with it, so a change of the bound alone is never taken for a change of the error.
+    The error is 0 or 1 for classes. For a regression it is |score - label| over a bound, clipped at 1; the
+    bound is 10 times the mean error in ADWIN's window or the median one of the batch, whichever is greater.
+    When the bound moves, the window is rescaled with it, so that a change of the bound alone is never taken
+    for a change of the error.
     """
 
     def __init__(self, config: MonitorConfig, kind: str, features: FeaturesConfig) -> None:
         self._kind = kind
-        self._names = [column.name for column in (*features.numeric, *features.categorical)]
+        self._names = [column.name for column in features.numeric]
+        self._names += [column.name for column in features.categorical]
         self._numeric = len(features.numeric)
         self._threshold = config.psi_threshold
         self._adwin = Adwin(config.adwin_delta)
@@ -221,8 +224,8 @@ class Drift:
         )
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _mark_seen(ids_NK, buckets_K, seen):  # type: ignore[no-untyped-def]
+@njit_cached
+def _mark_seen(ids_NK: Float32s, buckets_K: Int64s, seen: Bytes1) -> int:
     """Sets the bit of every bucket and returns how many were not set before; bucket 0 is null."""
     unknown = 0
     for row in range(ids_NK.shape[0]):

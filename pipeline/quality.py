@@ -1,4 +1,4 @@
-"""How good the scores were: log-loss, AUC and accuracy, or MAE, RMSE and R², over all rows and over the newest."""
+"""How good scores were: log-loss, AUC, accuracy, or MAE, RMSE and R²; of all rows and of the newest."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from consumers.errors import ConfigError, SnapshotError
-from consumers.record import Float32s
+from consumers.kernels import njit_cached
+from consumers.record import Float32s, Int64s
 
 Float64s: TypeAlias = npt.NDArray[np.float64]
 Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
@@ -34,10 +34,11 @@ _ROWS, _UNMEASURED = 0, 1  # slots of `counts`
 class Quality:
     """Weighted metrics of one stream of scores, cumulative and over the last `window` rows.
 
-    AUC comes from score histograms per class with a fixed 4,096 bins, as narrow in relation to p near 0 (and to
-    1 - p near 1) as they are in the middle: 128 bins per doubling, down to 2^-17; scores in one bin are ties, which
-    count half. Multiclass AUC is the mean over the classes that both occur and do not (macro, one against the
-    rest). A row whose score is not finite, or whose label is none of the task's, is not measured but counted.
+    AUC comes from score histograms per class with a fixed 4,096 bins. So that rare classes keep their
+    resolution there are 128 bins for each doubling of p from 2^-17 to 0.5, and likewise of 1 - p above it;
+    scores in one bin are ties, which count half. Multiclass AUC is the mean over the classes that occur in
+    some rows and not in all (macro, one against the rest). A row whose score is not finite, or whose label is
+    none of the task's, is not measured but counted.
     """
 
     def __init__(self, kind: str, classes: int, window: int) -> None:
@@ -66,8 +67,8 @@ class Quality:
     def update(self, scores_BS: Float32s, labels_B: Float32s, weights_B: Float32s) -> None:
         """Adds the rows of positive weight, in order.
 
-        Scores are probabilities (binary: of 1; multiclass: S = classes) or predicted values. Raises ValueError if
-        the shapes do not fit.
+        Scores are probabilities (binary: of 1; multiclass: S = classes) or predicted values. Raises
+        ValueError if the shapes do not fit.
         """
         rows = len(labels_B)
         if scores_BS.shape != (rows, self.width) or weights_B.shape != (rows,):
@@ -81,8 +82,10 @@ class Quality:
         )
 
     def metrics(self) -> dict[str, float]:
-        """Every metric that is defined by the rows so far: binary and multiclass logloss, auc and accuracy, regression
-        mae, rmse and r2; those of the last `window` rows end with `_recent`.
+        """Every metric that is defined by the rows so far, hence never NaN.
+
+        Binary and multiclass: logloss, auc, accuracy; regression: mae, rmse, r2. Those of the last `window`
+        rows end with `_recent`.
         """
         metrics = self._metrics(self._sums, self._histogram_K2H)
         filled = min(self.rows, len(self._ring_labels_W))
@@ -135,19 +138,19 @@ class Quality:
 
 
 def fill(arrays: Mapping[str, npt.NDArray[Any]], state: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Copies the arrays of a snapshot into those of a fresh object. Raises SnapshotError if they do not fit."""
+    """Copies a snapshot's arrays into those of an object. Raises SnapshotError if they do not fit."""
     for name, array in arrays.items():
         if name not in state or state[name].shape != array.shape or state[name].dtype != array.dtype:
             found = f"{state[name].dtype}{list(state[name].shape)}" if name in state else "missing"
             raise SnapshotError(
-                f"monitor state {name!r}: {found} in the snapshot, {array.dtype}{list(array.shape)} by the job file; "
-                "give [features], [learner] and [monitor] their former values, or the job a new name"
+                f"monitor {name!r}: {found} in the snapshot, {array.dtype}{list(array.shape)} by the "
+                "job file; give [features], [learner] and [monitor] their old values, or the job a new name"
             )
         array[...] = state[name]
 
 
 def _auc(histogram_2H: Float64s) -> float | None:
-    """Area under the ROC curve: the share of pairs in the right order, ties half. None with one class only."""
+    """Area under the ROC curve: the share of pairs in the right order, ties half. None with one class."""
     negative_H, positive_H = histogram_2H
     pairs = negative_H.sum() * positive_H.sum()
     if not pairs:
@@ -156,25 +159,25 @@ def _auc(histogram_2H: Float64s) -> float | None:
     return float(positive_H @ below_H / pairs)
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _accumulate(  # type: ignore[no-untyped-def]
-    kind,
-    scores_BS,
-    labels_B,
-    weights_B,
-    sums,
-    histogram_K2H,
-    counts,
-    ring_scores_WS,
-    ring_labels_W,
-    ring_weights_W,
-):
+@njit_cached
+def _accumulate(
+    kind: int,
+    scores_BS: Float32s,
+    labels_B: Float32s,
+    weights_B: Float32s,
+    sums: Float64s,
+    histogram_K2H: Float64s,
+    counts: Int64s,
+    ring_scores_WS: Float32s,
+    ring_labels_W: Float32s,
+    ring_weights_W: Float32s,
+) -> None:
     window = len(ring_labels_W)
     for row in range(len(labels_B)):
         weight, label = np.float64(weights_B[row]), labels_B[row]
         if not weight > 0:
             continue
-        if not _measurable(kind, scores_BS[row], label):
+        if not _measurable(kind, scores_BS, row, label):
             counts[_UNMEASURED] += 1
             continue
         if kind == _REGRESSION:
@@ -185,25 +188,26 @@ def _accumulate(  # type: ignore[no-untyped-def]
             _add_class(scores_BS[row], int(label), weight, sums, histogram_K2H)
         if window:
             slot = counts[_ROWS] % window
-            ring_scores_WS[slot] = scores_BS[row]
+            for column in range(scores_BS.shape[1]):
+                ring_scores_WS[slot, column] = scores_BS[row, column]
             ring_labels_W[slot] = label
             ring_weights_W[slot] = weights_B[row]
         counts[_ROWS] += 1
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _measurable(kind, score_S, label):  # type: ignore[no-untyped-def]
-    for score in score_S:
-        if not np.isfinite(score):
+@njit_cached
+def _measurable(kind: int, scores_BS: Float32s, row: int, label: float) -> bool:
+    for column in range(scores_BS.shape[1]):
+        if not np.isfinite(scores_BS[row, column]):
             return False
     if kind == _REGRESSION:
-        return np.isfinite(label)
-    classes = 2 if kind == _BINARY else len(score_S)
+        return bool(np.isfinite(label))
+    classes = 2 if kind == _BINARY else scores_BS.shape[1]
     return 0 <= label < classes and label == np.floor(label)
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _add_value(score, label, weight, sums):  # type: ignore[no-untyped-def]
+@njit_cached
+def _add_value(score: float, label: float, weight: float, sums: Float64s) -> None:
     """Weighted running moments of the label: West, "Updating Mean and Variance Estimates" (1979)."""
     error = np.float64(score) - np.float64(label)
     sums[_WEIGHT] += weight
@@ -214,8 +218,10 @@ def _add_value(score, label, weight, sums):  # type: ignore[no-untyped-def]
     sums[_M2] += weight * distance * (np.float64(label) - sums[_MEAN])
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _add_binary(score, positive, weight, sums, histogram_12H):  # type: ignore[no-untyped-def]
+@njit_cached
+def _add_binary(
+    score: np.float32, positive: bool, weight: float, sums: Float64s, histogram_12H: Float64s
+) -> None:
     probability = np.float64(score)
     likelihood = probability if positive else 1 - probability
     sums[_WEIGHT] += weight
@@ -225,8 +231,8 @@ def _add_binary(score, positive, weight, sums, histogram_12H):  # type: ignore[n
     histogram_12H[0, int(positive), _bin(score)] += weight
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _add_class(score_K, label, weight, sums, histogram_K2H):  # type: ignore[no-untyped-def]
+@njit_cached
+def _add_class(score_K: Float32s, label: int, weight: float, sums: Float64s, histogram_K2H: Float64s) -> None:
     likelihood = np.float64(score_K[label])
     sums[_WEIGHT] += weight
     sums[_LOGLOSS] -= weight * np.log(min(max(likelihood, LOGLOSS_CLIP), 1 - LOGLOSS_CLIP))
@@ -236,11 +242,14 @@ def _add_class(score_K, label, weight, sums, histogram_K2H):  # type: ignore[no-
         histogram_K2H[k, int(k == label), _bin(score_K[k])] += weight
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _bin(probability):  # type: ignore[no-untyped-def]
-    """The histogram bin of a float32: exponent and first 7 bits of the mantissa of p, or mirrored of 1 - p."""
+@njit_cached
+def _bin(probability: np.float32) -> int:
+    """The histogram bin of a float32: exponent and first 7 mantissa bits of p, or mirrored of 1 - p.
+
+    Outside [0, 1] the sign bit makes `bits` negative: the outer bins.
+    """
     upper = probability >= np.float32(0.5)
     tail = np.float32(1) - probability if upper else probability
-    bits = max(tail, np.float32(0)).view(np.int32) >> (23 - _OCTAVE_BITS)
+    bits = int(np.float32(tail).view(np.int32)) >> (23 - _OCTAVE_BITS)
     index = min(max(bits - _FIRST_BIN, 0), _HALF - 1)
     return AUC_BINS - 1 - index if upper else index

@@ -39,7 +39,7 @@ def read_marker(state_dir: Path, sink: str) -> int:
 
 
 def read_status(state_dir: Path) -> dict[str, Any]:
-    """By sink: `released`, the last `error` or None, and `retry_at_ms` or None. Empty before the first release."""
+    """By sink: `released`, the last `error` or None, `retry_at_ms` or None. Empty before any release."""
     try:
         status: dict[str, Any] = json.loads((state_dir / "release" / "status.json").read_text())
     except (FileNotFoundError, ValueError):
@@ -50,8 +50,8 @@ def read_status(state_dir: Path) -> dict[str, Any]:
 class Releaser:
     """Starts the releaser process, tells it what was committed, and starts it again when it dies.
 
-    `committed` may be called from any thread; everything else belongs to the thread that called `start`, because
-    the kernel ends the process together with the thread that started it.
+    `committed` may be called from any thread; everything else belongs to the thread that called `start`: the
+    kernel ends the process together with the thread that started it.
     """
 
     def __init__(self, state_dir: Path, env: Mapping[str, str] | None = None) -> None:
@@ -111,7 +111,9 @@ class Releaser:
             try:
                 self._process.wait(seconds)
             except subprocess.TimeoutExpired:
-                self._lines.append("the releaser did not end in time and was killed; the rest is released at the next start")
+                self._lines.append(
+                    "the releaser did not end in time and was killed; the rest is released at the next start"
+                )
         self.close()
 
     def close(self) -> None:
@@ -146,7 +148,9 @@ class Releaser:
             self._channel = None
         lived_s = time.monotonic() - self._spawned_s
         first_s, longest_s = _RESTART_S
-        self._pause_s = first_s if lived_s > _HEALTHY_S or not self._pause_s else min(2 * self._pause_s, longest_s)
+        self._pause_s = (
+            first_s if lived_s > _HEALTHY_S or not self._pause_s else min(2 * self._pause_s, longest_s)
+        )
         self._restart_s = time.monotonic() + self._pause_s
         self._lines.append(
             f"the releaser ended with exit code {code} (its last words: {self._log_path}); "

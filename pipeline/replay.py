@@ -80,7 +80,10 @@ def _side(
 
 def _parse_offsets(partitions: tuple[Partition, ...], text: str, option: str) -> dict[Partition, int]:
     try:
-        pairs = dict(map(int, item.split(":")) for item in text.split(","))  # type: ignore[arg-type]
+        pairs: dict[int, int] = {}
+        for item in text.split(","):
+            number, offset = item.split(":")
+            pairs[int(number)] = int(offset)
     except ValueError:
         raise ConfigError(f"{option} {text}: offsets are written 0:1200,1:980 (partition:offset)") from None
     missing = [partition.number for partition in partitions if partition.number not in pairs]

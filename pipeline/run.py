@@ -89,9 +89,7 @@ def open_run(job: JobConfig, bounds: Bounds, first: list[Command], *, until_caug
         cluster = Cluster(job.kafka)
         topics = [cluster.topic(config.topic) for config in (job.features, job.labels) if config]
         releaser = Releaser(state_dir)
-        snapshots = Snapshots(
-            store, job, on_durable=releaser.committed, released=lambda: released(state_dir)
-        )
+        snapshots = Snapshots(store, job, on_durable=releaser.committed, released=lambda: released(state_dir))
         manifest = snapshots.newest()
         if manifest is not None:
             _check_topics(manifest, cluster.id(), topics)
@@ -164,7 +162,9 @@ def _check_topics(manifest: Manifest, cluster_id: str, topics: list[Topic]) -> N
     advice = "start a new lineage under another job.name and job.state_dir"
     saved_cluster, mock = manifest["cluster_id"], all(not topic.id for topic in topics)
     if cluster_id != saved_cluster and not mock:
-        raise StreamError(f"Kafka's cluster id is {cluster_id}, but the snapshot was made with {saved_cluster}; {advice}")
+        raise StreamError(
+            f"Kafka's cluster id is {cluster_id}, but the snapshot was made with {saved_cluster}; {advice}"
+        )
     saved = {(line["topic"], line["partition"]): line["topic_id"] for line in manifest["cursor"]}
     for topic in topics:
         for partition in topic.partitions:
@@ -172,7 +172,9 @@ def _check_topics(manifest: Manifest, cluster_id: str, topics: list[Topic]) -> N
             if then is None:
                 raise StreamError(f"{partition} is not in the snapshot: the topic got partitions since; {advice}")
             if then != topic.id:
-                raise StreamError(f"topic {topic.name!r} was deleted and created again (id {then} became {topic.id}); {advice}")
+                raise StreamError(
+                    f"topic {topic.name!r} was deleted and created again (id {then} became {topic.id}); {advice}"
+                )
     if saved:
         raise StreamError(f"partitions {sorted(saved)} of the snapshot are gone from Kafka; {advice}")
 

@@ -283,9 +283,7 @@ def _positions(manifest: Manifest) -> dict[Partition, Position]:
 def _letters_blob(letters: list[Letters], topic_ids: dict[str, str]) -> bytes | None:
     if not letters:
         return None
-    schema = pa.schema(
-        [*REJECTS, ("topic", pa.string()), ("topic_id", pa.string()), ("partition", pa.int32())]
-    )
+    schema = pa.schema([*REJECTS, ("topic", pa.string()), ("topic_id", pa.string()), ("partition", pa.int32())])
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, schema) as writer:
         for letter in letters:

@@ -53,9 +53,7 @@ class State:
             labelled_features=job.labels is None,
         )
         self.batcher = Batcher(job.learner.batch_size, job.features.columns, learner.score_width)
-        self.monitor = Monitor(
-            job.monitor, kind=learner.task.kind, classes=job.learner.classes, features=job.features
-        )
+        self.monitor = Monitor(job.monitor, kind=learner.task.kind, classes=job.learner.classes, features=job.features)
         self.read_P = np.zeros(len(positions), np.int64)  # rows decoded or rejected
         self.rejected_P = np.zeros(len(positions), np.int64)
         self.skipped_P = np.zeros(len(positions), np.int64)  # offsets that held no message
@@ -184,9 +182,7 @@ class State:
                 terms = " + ".join(f"{value} {fate}" for fate, value in fates.items())
                 raise BalanceError(f"{name}: {events['read']} events read, but {terms} = {sum(fates.values())}")
         examples = counts["examples"]
-        matched = sum(
-            counts["events"][str(p)]["matched"] for p in self.positions if p.topic == self.job.features.topic
-        )
+        matched = sum(counts["events"][str(p)]["matched"] for p in self.positions if p.topic == self.job.features.topic)
         made = matched + examples["filled_in"]
         used = examples["trained"] + examples["refused"] + examples["open"]
         if made != used:
@@ -194,7 +190,7 @@ class State:
 
 
 class BadInput:
-    """Counts bad records over the newest ones, so that a broken producer does not empty the stream into the dead letters."""
+    """Counts bad records over the newest ones: a broken producer must not empty the stream into the dead letters."""
 
     def __init__(self, config: DeadLettersConfig) -> None:
         self._config = config

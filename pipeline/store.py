@@ -112,7 +112,9 @@ class LocalStore:
         try:
             os.link(temporary, target)  # unlike rename, a link never replaces another writer's manifest
         except FileExistsError:
-            raise SnapshotError(f"{target}: another trainer wrote this snapshot; only one may use {self.path}") from None
+            raise SnapshotError(
+                f"{target}: another trainer wrote this snapshot; only one may use {self.path}"
+            ) from None
         os.unlink(temporary)
         _fsync_directory(self._manifests)
 

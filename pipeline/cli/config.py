@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.cli.options import add_job_options, add_output_option, load_job, print_json
 
-if TYPE_CHECKING:
-    from argparse import _SubParsersAction
 
-
-def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds `config show` and `config validate`."""
     parser = subparsers.add_parser("config", help="shows or checks a job file")
     actions = parser.add_subparsers(metavar="ACTION", required=True)

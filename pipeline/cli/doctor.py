@@ -17,8 +17,6 @@ from consumers.errors import CheckError, DependencyError
 from pipeline.cli.options import add_job_options, add_output_option, load_job, print_json
 
 if TYPE_CHECKING:
-    from argparse import _SubParsersAction
-
     from confluent_kafka.admin import AdminClient
 
     from pipeline.config import JobConfig
@@ -46,7 +44,7 @@ class Check:
     message: str  # what was found and, unless all is well, what to do
 
 
-def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds `doctor`."""
     parser = subparsers.add_parser(
         "doctor", help="checks Kafka, topics, MLflow, disk, torch and CUDA for a job"

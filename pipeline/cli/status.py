@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 from pipeline.cli.options import add_job_options, add_output_option, load_job, print_json
 
 if TYPE_CHECKING:
-    from argparse import _SubParsersAction
-
     from pipeline.store import Manifest
 
 logger = logging.getLogger(__name__)
@@ -27,11 +25,13 @@ FROM_MANIFEST = (
     "name", "lineage", "sequence", "snapshot_id", "time_ms", "rows_trained", "weights_sha256", "watermark",
     "cursor", "counts", "metrics", "alarms",
 )  # fmt: skip
-UNSET = -(2**61)
-"""Event times below this mean: never read."""
+"""Keys of a manifest that the JSON output repeats."""
+
+LIVE = ("rows_per_second", "lag", "waiting", "dead_letters", "waits_for")
+"""Keys of the live status that the page shows."""
 
 
-def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds `status`."""
     parser = subparsers.add_parser("status", help="shows where a job stands")
     where = parser.add_mutually_exclusive_group(required=True)
@@ -90,7 +90,8 @@ def _newest_manifest(state_dir: Path) -> Manifest:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        document: dict[str, Any] = json.loads(path.read_bytes())
+        # What is not finite becomes null: the output is strict JSON.
+        document: dict[str, Any] = json.loads(path.read_bytes(), parse_constant=lambda _: None)
     except FileNotFoundError:
         return None
     return document
@@ -112,17 +113,15 @@ def _page(status: dict[str, Any]) -> list[str]:
         "job": f"{status['name']}: {_activity(status)}",
         "lineage": status["lineage"],
         "state": status["state_dir"],
-        "snapshot": f"{status['sequence']}  {status['snapshot_id']}  at {_time(status['time_ms'])}",
+        "snapshot": f"{status['sequence']}  {status['snapshot_id']}",
         "rows trained": f"{status['rows_trained']:,}",
+        "stream time": _time(status["time_ms"]),
         "watermark": _time(status["watermark"]),
         "weights": status["weights_sha256"],
         "drift alarms": f"{status['alarms'] or 0:,}",
     }
     if status["running"]:
-        extra = {
-            key: value for key, value in live.items() if key not in ("pid", "phase", "updated_ms", "hold")
-        }
-        head |= {key.replace("_", " "): _cell(value) for key, value in extra.items()}
+        head |= {key.replace("_", " "): _cell(live.get(key)) for key in LIVE}
     lines = _aligned(head)
     for title in ("counts", "metrics", "release"):
         cells = {name: _cell(value) for name, value in _flat(status[title] or {})}
@@ -156,14 +155,12 @@ def _aligned(rows: dict[str, Any], indent: str = "") -> list[str]:
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "-"}[value]
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:,.6g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:,.6g}"
+    return f"{value:,}" if isinstance(value, int) else str("-" if value in (None, "") else value)
 
 
 def _time(ms: int | None) -> str:
-    if ms is None or ms < UNSET:
+    if ms is None:
         return "-"
     return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -26,9 +26,9 @@ LATE_MINUTES = 15
 """The label: arrived this many minutes after schedule, or more."""
 
 WEATHER = ("temp", "humid", "wind_speed", "precip", "pressure", "visib")
-NUMERIC = ("distance", "minutes", "dep_hour", "day_of_year")
+NUMERIC = ("distance", "minutes", "dep_hour")
 NULLABLE = (*WEATHER, "plane_year")
-CATEGORICAL = ("carrier", "origin", "dest", "month", "weekday")
+CATEGORICAL = ("carrier", "origin", "dest", "weekday")
 
 _PUERTO_RICO = ("BQN", "PSE", "SJU", "STT")  # not in airports.csv; all keep Puerto Rico's clock
 _MINUTE_MS = 60_000
@@ -104,10 +104,8 @@ def _features(flights: pa.Table, departure_N: Int64s, scheduled_N: Int64s, folde
         "distance": flights["distance"],
         "minutes": pa.array(scheduled_N - departure_N),
         "dep_hour": pc.divide(pc.add(pc.multiply(pc.hour(local), 60), pc.minute(local)), 60.0),
-        "day_of_year": pc.day_of_year(local),
         **{name: found[name] for name in NULLABLE},
         **{name: flights[name] for name in ("carrier", "origin", "dest")},
-        "month": pc.strftime(local, format="%b"),
         "weekday": pc.strftime(local, format="%a"),
     }
     return pa.table(columns)

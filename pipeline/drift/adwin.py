@@ -1,8 +1,8 @@
-"""ADWIN: has the mean of a bounded value risen?
+"""ADWIN tells whether the mean of a bounded value has risen.
 
-Bifet & Gavaldà, "Learning from Time-Changing Data with Adaptive Windowing" (2007), in the form of its section 4
-(ADWIN2): the window is an exponential histogram, at most 5 buckets for each power of two, and every boundary between
-buckets is tried as a cut.
+Bifet & Gavaldà, "Learning from Time-Changing Data with Adaptive Windowing" (2007), in the form of its
+section 4 (ADWIN2): the window is an exponential histogram, at most 5 buckets for each power of two, and every
+boundary between buckets is tried as a cut.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from consumers.kernels import njit_cached
+from consumers.record import Int64s
 from pipeline.drift import Shift
 from pipeline.quality import Arrays, Float64s, fill
 
@@ -24,9 +25,9 @@ _LEVELS = 58  # bucket sizes 2^0 ... 2^57: more rows than an int64 offset can nu
 class Adwin:
     """The newest rows whose mean is, as far as can be told, one and the same.
 
-    Every `clock` rows the window is cut as long as two parts of it, each of `min_window` rows or more, have means
-    further apart than sqrt(2/m s² ln(2/d)) + 2/(3m) ln(2/d), with s² the window's variance, 1/m = 1/n0 + 1/n1 and
-    d = delta / ln n. A fall of the mean shortens the window too, but is no shift.
+    Every `clock` rows the window is cut as long as two parts of it, each of `min_window` rows or more, have
+    means further apart than sqrt(2/m s² ln(2/d)) + 2/(3m) ln(2/d), with s² the window's variance,
+    1/m = 1/n0 + 1/n1 and d = delta / ln n. A fall of the mean shortens the window too, but is no shift.
     """
 
     def __init__(self, delta: float, *, clock: int = 32, min_window: int = 16) -> None:
@@ -37,8 +38,9 @@ class Adwin:
         self._rows = np.zeros(1, np.int64)
 
     def update(self, values: Float64s) -> list[Shift]:
-        """Takes values [N] in [0, 1] and returns, for each check at which a rise cut the window, its row and the means
-        on both sides of the first cut.
+        """Takes values [N] in [0, 1]; a shift is a check at which a rise cut the window.
+
+        `before` and `after` are the means on both sides of the first cut.
         """
         shifts_N3 = np.empty((len(values) // self._limits[1] + 1, 3))
         found = _feed(
@@ -73,10 +75,18 @@ class Adwin:
         fill(self.state(), state)
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _feed(  # type: ignore[no-untyped-def]
-    values_N, totals_LM, m2_LM, filled_L, rows, delta, clock, min_window, shifts_N3
-):
+@njit_cached
+def _feed(
+    values_N: Float64s,
+    totals_LM: Float64s,
+    m2_LM: Float64s,
+    filled_L: Int64s,
+    rows: Int64s,
+    delta: float,
+    clock: int,
+    min_window: int,
+    shifts_N3: Float64s,
+) -> int:
     found = 0
     for row in range(len(values_N)):
         _insert(values_N[row], totals_LM, m2_LM, filled_L)
@@ -91,9 +101,9 @@ def _feed(  # type: ignore[no-untyped-def]
     return found
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _insert(value, totals_LM, m2_LM, filled_L):  # type: ignore[no-untyped-def]
-    """Adds a bucket of one row; where a level overflows, its two oldest buckets become one of the next level."""
+@njit_cached
+def _insert(value: float, totals_LM: Float64s, m2_LM: Float64s, filled_L: Int64s) -> None:
+    """Adds a bucket of one row; where a level overflows, its two oldest buckets become one of the next."""
     total, m2 = value, 0.0
     size = 1
     for level in range(_LEVELS):
@@ -113,9 +123,11 @@ def _insert(value, totals_LM, m2_LM, filled_L):  # type: ignore[no-untyped-def]
         size *= 2
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _shrink(totals_LM, m2_LM, filled_L, delta, min_window):  # type: ignore[no-untyped-def]
-    """Drops the oldest bucket as long as the window can be cut; the means beside the first cut, or twice 0."""
+@njit_cached
+def _shrink(
+    totals_LM: Float64s, m2_LM: Float64s, filled_L: Int64s, delta: float, min_window: int
+) -> tuple[float, float]:
+    """Drops the oldest bucket while the window can be cut; the means beside the first cut, or twice 0."""
     first_before, first_after = 0.0, 0.0
     cut = False
     while True:
@@ -133,8 +145,10 @@ def _shrink(totals_LM, m2_LM, filled_L, delta, min_window):  # type: ignore[no-u
         filled_L[level] -= 1
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _cut(totals_LM, m2_LM, filled_L, delta, min_window):  # type: ignore[no-untyped-def]
+@njit_cached
+def _cut(
+    totals_LM: Float64s, m2_LM: Float64s, filled_L: Int64s, delta: float, min_window: int
+) -> tuple[float, float]:
     """The means before and after the oldest boundary that separates two different parts, or twice 0."""
     rows, mean, m2 = _moments(totals_LM, m2_LM, filled_L)
     if rows < 2 * min_window:
@@ -158,11 +172,12 @@ def _cut(totals_LM, m2_LM, filled_L, delta, min_window):  # type: ignore[no-unty
     return 0.0, 0.0
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _moments(totals_LM, m2_LM, filled_L):  # type: ignore[no-untyped-def]
+@njit_cached
+def _moments(totals_LM: Float64s, m2_LM: Float64s, filled_L: Int64s) -> tuple[int, float, float]:
     """Rows, mean and sum of squared deviations of the whole window.
 
-    Summed anew from the buckets: kept up to date by addition and subtraction they would drift over a run without end.
+    Summed anew from the buckets: kept up to date by addition and subtraction they would drift over a run
+    without end.
     """
     rows, mean, m2 = 0, 0.0, 0.0
     for level in range(_LEVELS - 1, -1, -1):

@@ -1,7 +1,7 @@
-"""PSI: does a column still look as it did at the start?
+"""PSI tells whether a column still looks as it did at the start.
 
-The population stability index, sum((p - q) ln(p / q)), is the symmetrised Kullback-Leibler divergence (Jeffreys
-1946) of two histograms. Below 0.1 is commonly read as no change, above 0.25 as a large one.
+The population stability index, sum((p - q) ln(p / q)), is the symmetrised Kullback-Leibler divergence
+(Jeffreys 1946) of two histograms. Below 0.1 is commonly read as no change, above 0.25 as a large one.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
-from consumers.record import Float32s
+from consumers.kernels import njit_cached
+from consumers.record import Float32s, Int64s
 from pipeline.drift import Shift
 from pipeline.quality import Arrays, Float64s, fill
 
@@ -27,10 +27,10 @@ _FILLED, _FIXED = 0, 1  # slots of `counters`
 class PSI:
     """Compares tumbling windows of `reference_rows` rows with the first such window, column by column.
 
-    A numeric column has 64 equal bins over the reference's mean ± 4 standard deviations, the outer two of them
-    open, and one for NaN; a categorical one 64 bins of bucket id mod 64. Half a count is added to every bin, so no
-    share is 0. Without any change PSI is about 2 (occupied bins - 1) / reference_rows: 0.01 with 10,000 rows, but
-    above the usual threshold with a few hundred.
+    A numeric column has 64 equal bins over the reference's mean ± 4 standard deviations, the outer two of
+    them open, and one for NaN; a categorical one 64 bins of bucket id mod 64. Half a count is added to every
+    bin, so no share is 0. Without any change PSI is about 2 (occupied bins - 1) / reference_rows: 0.01 with
+    10,000 rows, but above the usual threshold with a few hundred.
 
     A shift is a column above `threshold` that was not above it in the window before.
     """
@@ -50,7 +50,7 @@ class PSI:
         """The last full window's PSI of each column; NaN before there is one."""
 
     def update(self, values: Float32s) -> list[Shift]:
-        """Takes features [N, C], numeric columns first; `before` and `after` are PSIs (NaN: no window before)."""
+        """Takes features [N, C], numeric first; `before` and `after` are PSIs (NaN: no window before)."""
         shifts, taken = [], 0
         while taken < len(values):
             filled = int(self._counters[_FILLED])
@@ -123,8 +123,8 @@ class PSI:
         ]
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _histogram(features_NC, low_F, per_bin_F, counts_CH):  # type: ignore[no-untyped-def]
+@njit_cached
+def _histogram(features_NC: Float32s, low_F: Float64s, per_bin_F: Float64s, counts_CH: Int64s) -> None:
     numeric = len(low_F)
     for row in range(features_NC.shape[0]):
         for column in range(numeric):

@@ -22,12 +22,11 @@ class Encoder(nn.Module):
         super().__init__()
         self.numeric = len(features.numeric)
         nullable = [index for index, column in enumerate(features.numeric) if column.nullable]
+        self.nullable: Tensor
         self.register_buffer("nullable", torch.tensor(nullable, dtype=torch.long), persistent=False)
         self.has_nullable = bool(nullable)
         self.standardise = Standardiser(self.numeric)
-        self.embeddings = nn.ModuleList(
-            nn.Embedding(column.buckets, embedding) for column in features.categorical
-        )
+        self.embeddings = nn.ModuleList(nn.Embedding(column.buckets, embedding) for column in features.categorical)
         self.width = self.numeric + len(nullable) + embedding * len(features.categorical)
 
     def forward(self, features_NC: Tensor) -> Tensor:

@@ -19,7 +19,17 @@ class Plain:
         good, bad = [], []
         for offset, value in zip(messages.offsets, messages.values, strict=True):
             if value is not None and value.startswith(b"bad"):
-                bad.append({"offset": offset, "row": 0, "timestamp": 0, "reason": "bad", "key": None, "value": value, "value_bytes": len(value)})
+                bad.append(
+                    {
+                        "offset": offset,
+                        "row": 0,
+                        "timestamp": 0,
+                        "reason": "bad",
+                        "key": None,
+                        "value": value,
+                        "value_bytes": len(value),
+                    }
+                )
             else:
                 good.append({"key": b"k" * 16, "event_time": 0, "offset": offset, "row": 0, "kind": 0, "label": 0.0})
         return Decoded(pa.RecordBatch.from_pylist(good, schema), pa.RecordBatch.from_pylist(bad, REJECTS))

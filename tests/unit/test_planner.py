@@ -113,7 +113,8 @@ def test_a_feature_partition_that_lies_behind_goes_idle_and_comes_back() -> None
     entry = plan.next(0)
     assert entry == Membership(F1, idle=True)  # the label partition may not idle
     table[F1].idle = True
-    assert isinstance(entry := plan.next(0), Span)
+    entry = plan.next(0)
+    assert isinstance(entry, Span)
     plan.taken(entry)
     plan.offer(span(F1, 0, 60))
     plan.ended(F0, 10.0)

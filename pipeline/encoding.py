@@ -12,6 +12,8 @@ from consumers.config import FeaturesConfig
 from consumers.hashing import bucket, canonical
 from consumers.record import Float32s
 
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
 
 def columns_of(features: FeaturesConfig) -> dict[str, list[dict[str, Any]]]:
     """What `encode` needs to know of the columns: the content of a version's `columns.json`."""
@@ -25,7 +27,7 @@ def encode(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Any]) -> Flo
     """The matrix that a published model takes.
 
     Args:
-        rows: N mappings from column name to value; other names are ignored. None and an absent name mean null.
+        rows: N mappings from column name to value; other names are ignored, None and absence mean null.
         columns: the content of the version's `columns.json`.
 
     Returns:
@@ -55,7 +57,7 @@ def _number(value: Any, column: Mapping[str, Any]) -> float:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{value!r} is not a number")
-    if not abs(value) <= np.finfo(np.float32).max:
+    if abs(value) > _FLOAT32_MAX:
         raise ValueError(f"{value!r} is not a finite float32")
     return float(value)
 

@@ -1,0 +1,1 @@
+"""Evertrain measured against the loop one writes first; see README.md."""

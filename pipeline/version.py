@@ -1,0 +1,218 @@
+"""What is published of a snapshot: metric points, and a version with its model, tags and description."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from consumers.errors import CheckError
+from consumers.record import Float32s
+from pipeline.config import JobConfig
+from pipeline.encoding import columns_of
+from pipeline.store import Manifest, Store
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_CUDA_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Metrics at one step of the stream. `step` is the number of rows trained, `time_ms` is stream time."""
+
+    step: int
+    time_ms: int
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What one snapshot wants to publish. `scorer` is in eval mode on the CPU; its answers are checked."""
+
+    name: str
+    lineage: str
+    snapshot_id: str
+    scorer: nn.Module  # float32 [N, C] -> scores
+    features_BC: Float32s  # the check block
+    scores: Float32s  # [B] or [B, K]: what the trainer answered
+    tolerance: float  # 0: the answers must be equal bit for bit
+    columns: Mapping[str, Any]  # the content of columns.json
+    tags: Mapping[str, str]
+    description: str  # Markdown; "{version}" stands for the version's number
+    point: Point
+
+    def check(self, scores: npt.NDArray[Any]) -> None:
+        """Raises CheckError if `scores`, of the check block, are not those of the trainer."""
+        same = (
+            scores.shape == self.scores.shape
+            and np.allclose(scores, self.scores, self.tolerance, self.tolerance)
+            if self.tolerance
+            else scores.dtype == self.scores.dtype and scores.tobytes() == self.scores.tobytes()
+        )
+        if not same:
+            raise CheckError(
+                f"snapshot {self.snapshot_id}: the exported model does not score its check block as the "
+                f"trainer did ({self._difference(scores)}); nothing was registered. Does the module "
+                "behave differently in eval mode, or depend on something outside its state_dict?"
+            )
+
+    def _difference(self, scores: npt.NDArray[Any]) -> str:
+        if scores.shape != self.scores.shape:
+            return f"shape {scores.shape}, not {self.scores.shape}"
+        return f"up to {np.max(np.abs(scores - self.scores)):.3g} apart"
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One registered version."""
+
+    number: int
+    snapshot_id: str
+    lineage: str
+    tags: Mapping[str, str] = field(repr=False)
+    description: str = field(repr=False)
+
+
+def alias_moves(aliases: Mapping[str, int], placed: Mapping[str, int], version: int) -> list[tuple[str, int]]:
+    """Which aliases to set for a version, in the order in which a crash between two of them does no harm.
+
+    An alias moves only forward, and only if it still points where the trainer last `placed` it: one that a
+    person has moved or deleted is theirs.
+    """
+
+    def ours(alias: str, target: int) -> bool:
+        if aliases.get(alias) == target:
+            return placed.get(alias) != target  # set, but a crash came before it was noted
+        return aliases.get(alias) == placed.get(alias) and target > placed.get(alias, 0)
+
+    moves = []
+    champion = aliases.get("champion")
+    if ours("champion", version):
+        if champion is not None and champion != version and ours("previous", champion):
+            moves.append(("previous", champion))
+        moves.append(("champion", version))
+    if ours("challenger", version):
+        moves.append(("challenger", version))
+    return moves
+
+
+def candidate(store: Store, manifest: Manifest) -> Candidate:
+    """What a snapshot that owes a version wants to publish. Raises SnapshotError or ConfigError."""
+    import safetensors.torch
+    import torch
+
+    from pipeline.task import build_scorer
+
+    job = JobConfig.model_validate(manifest["config"])
+    tensors = safetensors.torch.load(store.get(manifest["owed"]["version"]))
+    weights = {
+        name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")
+    }
+    torch.set_num_threads(job.learner.threads)  # the trainer's: sums are split, and rounded, likewise
+    scorer = build_scorer(job)
+    scorer.module.load_state_dict(weights)
+    on_cuda = job.learner.device == "cuda" or (job.learner.device == "auto" and torch.cuda.is_available())
+    return Candidate(
+        name=manifest["name"],
+        lineage=manifest["lineage"],
+        snapshot_id=manifest["snapshot_id"],
+        scorer=scorer,
+        features_BC=tensors["check.features"].numpy(),
+        scores=tensors["check.scores"].numpy(),
+        tolerance=_CUDA_TOLERANCE if on_cuda else 0.0,
+        columns=columns_of(job.features),
+        tags=tags(manifest),
+        description=describe(manifest),
+        point=Point(manifest["rows_trained"], manifest["time_ms"], manifest["metrics"]),
+    )
+
+
+def tags(manifest: Manifest) -> dict[str, str]:
+    """Everything that names what a version was made of."""
+    return {
+        "offsets": json.dumps({where: f"{first}-{stop}" for where, first, stop in _ranges(manifest)}),
+        "watermark": _time(manifest["watermark"]),
+        "rows_trained": str(manifest["rows_trained"]),
+        "drift_alarms": str(manifest["alarms"]),
+        "config_sha256": manifest["config_sha256"],
+        "code_version": manifest["code_version"],
+        "weights_sha256": manifest["weights_sha256"],
+        **{name: f"{value:.6g}" for name, value in _quality(manifest["metrics"]).items()},
+    }
+
+
+def describe(manifest: Manifest) -> str:
+    """Markdown: what the version learned, until when, how good it was, and how to score rows with it."""
+    name, features = manifest["name"], manifest["config"]["features"]
+    labels = manifest["config"]["labels"]
+    source = f"`{features['topic']}`" + (f" joined with `{labels['topic']}`" if labels else "")
+    alarms = manifest["alarms"]
+    lines = [
+        f"**{name}** has learned {manifest['rows_trained']:,} rows of {source}, complete until "
+        f"{_time(manifest['watermark'])}; {alarms} drift alarm{'' if alarms == 1 else 's'} so far.",
+        "",
+        *_quality_table(manifest["metrics"]),
+        "Score `rows`, a list of dicts with the columns named in `columns.json`:",
+        "",
+        "```python",
+        "import mlflow, pipeline",
+        f'uri = "models:/{name}/{{version}}"',
+        'columns = mlflow.artifacts.load_dict(f"{uri}/columns.json")',
+        "scores = mlflow.pyfunc.load_model(uri).predict(pipeline.encode(rows, columns))",
+        "```",
+        "",
+        "| partition | offsets learned |",
+        "|---|---|",
+        *(f"| `{where}` | {first:,} to {stop:,} |" for where, first, stop in _ranges(manifest)),
+        "",
+        f"Snapshot `{manifest['snapshot_id']}`, code `{manifest['code_version']}`, "
+        f"configuration `{manifest['config_sha256'][:12]}`.",
+    ]
+    return "\n".join(lines)
+
+
+def _quality_table(metrics: Mapping[str, float]) -> list[str]:
+    rows = []
+    for name, live in _quality(metrics).items():
+        if "live" in name:
+            frozen = metrics.get(name.replace("live", "frozen"))
+            title = name.replace("live/", "").replace("live_", "same rows: " if "/" in name else "")
+            title = title.replace("compare/", "").replace("_recent", ", recent")
+            rows.append(f"| {title} | {live:.4f} | {'' if frozen is None else f'{frozen:.4f}'} |")
+    if not rows:
+        return []
+    head = [
+        "Every row was scored before it was learned; *frozen* is a copy that stopped learning early on.",
+        "",
+    ]
+    return [*head, "| | live | frozen |", "|---|---|---|", *rows, ""]
+
+
+def _quality(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {
+        name: value
+        for name, value in metrics.items()
+        if ("live" in name or "frozen" in name) and not name.endswith("unmeasured") and "drift" not in name
+    }
+
+
+def _ranges(manifest: Manifest) -> list[tuple[str, int, int]]:
+    starts = {(line["topic"], line["partition"]): line["next"] for line in manifest["started"]}
+    return [
+        (f"{topic}[{number}]", starts.get((topic, number), 0), line["next"])
+        for line in manifest["cursor"]
+        for topic, number in [(line["topic"], line["partition"])]
+    ]
+
+
+def _time(milliseconds: int | None) -> str:
+    if milliseconds is None:
+        return "the beginning"
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")

@@ -1,0 +1,375 @@
+"""The real releaser process brings what hand-made snapshots owe to Kafka and MLflow, once."""
+
+import json
+import os
+import time
+
+import mlflow
+import numpy as np
+import pyarrow as pa
+import pytest
+import safetensors.torch
+import torch
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+import pipeline
+from consumers.record import REJECTS
+from pipeline.config import JobConfig
+from pipeline.releaser import SINKS, Releaser, read_marker, released
+from pipeline.store import LocalStore
+from pipeline.task import build_scorer
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:::mlflow", "ignore:::torch", "ignore:::sqlalchemy", "ignore:unclosed", "ignore::ResourceWarning"
+)
+
+NAME = "flights"
+LINEAGE = "0123456789abcdef"
+WAIT_S = 120
+REJECT = {
+    "offset": 17,
+    "row": 0,
+    "timestamp": 1_357_000_000_000,
+    "reason": "column 'distance' is null",
+    "key": b"k17",
+    "value": b'{"distance": null}',
+    "value_bytes": 18,
+    "topic": "flights.features",
+    "topic_id": "topic-id",
+    "partition": 1,
+}
+
+
+@pytest.fixture
+def bootstrap():
+    """The mock cluster inside librdkafka."""
+    cluster = Producer({"bootstrap.servers": "none", "test.mock.num.brokers": 1, "log_level": 2})
+    brokers = cluster.list_topics(timeout=10).brokers.values()
+    cluster.produce("flights.features", b"to create the topic", partition=0)
+    cluster.flush()
+    yield ",".join(f"{broker.host}:{broker.port}" for broker in brokers)
+    cluster.flush()  # the cluster lives as long as this producer
+
+
+class Trainer:
+    """Commits snapshots as the trainer does, and holds the releaser."""
+
+    def __init__(self, path, bootstrap, tracking_uri):
+        self.state_dir = path / "state"
+        self.store = LocalStore(self.state_dir)
+        self.releaser = Releaser(self.state_dir)
+        self.next_offset = 0
+        self.job = JobConfig.model_validate(
+            {
+                "job": {"name": NAME, "state_dir": str(self.state_dir)},
+                "kafka": {"bootstrap.servers": bootstrap},
+                "features": {
+                    "topic": "flights.features",
+                    "numeric": ["distance", {"name": "delay", "nullable": True}],
+                    "categorical": ["carrier"],
+                },
+                "labels": {"topic": "flights.labels", "column": "late"},
+                "learner": {"device": "cpu", "batch_size": 64},
+                "registry": {"tracking_uri": tracking_uri},
+                "dead_letters": {"topic": "flights.dead"},
+            }
+        )
+
+    def commit(self, sequence, *, rejects=(), version=False):
+        owed = {
+            "dead_letters": self.store.put([rejects_blob(rejects)]) if rejects else None,
+            "points": self.store.put([json.dumps([point(sequence)]).encode()]) if sequence else None,
+            "version": self.store.put([self.version_blob(sequence)]) if version else None,
+        }
+        where = {"topic": "flights.features", "topic_id": "topic-id", "partition": 0}
+        manifest = {
+            "format": 1,
+            "sequence": sequence,
+            "snapshot_id": f"{LINEAGE}-{sequence}",
+            "parent": None,
+            "lineage": LINEAGE,
+            "name": NAME,
+            "config": self.job.model_dump(mode="json"),
+            "config_sha256": self.job.sha256(),
+            "code_version": "0.1.0+test",
+            "started": [where | {"next": 0}],
+            "cursor": [where | {"next": 100 * sequence}],
+            "watermark": 1_357_000_000_000 if sequence else None,
+            "rows_trained": 1000 * sequence,
+            "counts": {},
+            "weights_sha256": "0" * 64,
+            "metrics": point(sequence)["values"],
+            "alarms": 0,
+            "time_ms": point(sequence)["time_ms"],
+            "blobs": {},
+            "owed": owed,
+        }
+        self.store.commit(sequence, manifest)
+        self.releaser.committed(sequence)
+
+    def version_blob(self, sequence):
+        torch.manual_seed(sequence)
+        scorer = build_scorer(self.job)
+        for parameter in scorer.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        features_BC = torch.randn(64, 3)
+        features_BC[::5, 1] = torch.nan
+        features_BC[:, 2] = torch.randint(0, 1024, (64,))
+        with torch.inference_mode():
+            scores_B = scorer(features_BC)
+        weights = {f"model.{name}": tensor for name, tensor in scorer.module.state_dict().items()}
+        return safetensors.torch.save(
+            weights | {"check.features": features_BC, "check.scores": scores_B.clone()}
+        )
+
+    def release_all(self):
+        self.releaser.start()
+        assert self.releaser.drain(WAIT_S), self.releaser.status()
+        self.releaser.close()
+
+    def check_block(self, sequence):
+        tensors = safetensors.torch.load(self.store.get(self.store.manifest(sequence)["owed"]["version"]))
+        return tensors["check.features"], tensors["check.scores"]
+
+
+def point(sequence):
+    values = {"live/auc": 0.6 + sequence / 100, "frozen/auc": 0.6, "drift/psi_max": 0.1}
+    return {"step": 1000 * sequence, "time_ms": 1_357_000_000_000 + sequence, "values": values}
+
+
+def rejects_blob(rejects):
+    schema = pa.schema(
+        [*REJECTS, ("topic", pa.string()), ("topic_id", pa.string()), ("partition", pa.int32())]
+    )
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema) as writer:
+        writer.write_table(pa.Table.from_pylist(list(rejects), schema=schema))
+    return sink.getvalue().to_pybytes()
+
+
+def read_all(bootstrap, topic):
+    settings = {"bootstrap.servers": bootstrap, "group.id": "test", "enable.partition.eof": True}
+    consumer = Consumer(settings)
+    partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
+    consumer.assign([TopicPartition(topic, number, 0) for number in partitions])
+    letters, ends = [], 0
+    while ends < len(partitions):
+        message = consumer.poll(WAIT_S)
+        if message.error():
+            ends += 1
+        else:
+            letters.append(message)
+    consumer.close()
+    return letters
+
+
+def client_of(trainer):
+    uri = trainer.job.registry.tracking_uri
+    mlflow.set_tracking_uri(uri)
+    return mlflow.MlflowClient(uri, uri)
+
+
+def runs(client):
+    experiment = client.get_experiment_by_name(NAME)
+    return client.search_runs([experiment.experiment_id])
+
+
+def logged_steps(client):
+    (run,) = runs(client)
+    return sorted(metric.step for metric in client.get_metric_history(run.info.run_id, "live/auc"))
+
+
+@pytest.fixture
+def sqlite_trainer(tmp_path, bootstrap):
+    trainer = Trainer(tmp_path, bootstrap, f"sqlite:///{tmp_path}/mlflow.db")
+    yield trainer
+    trainer.releaser.close()
+
+
+@pytest.fixture
+def server_trainer(tmp_path, bootstrap, mlflow_server):
+    trainer = Trainer(tmp_path, bootstrap, mlflow_server.uri)
+    yield trainer
+    trainer.releaser.close()
+
+
+@pytest.fixture(params=["sqlite", "server"])
+def trainer(request):
+    return request.getfixturevalue(f"{request.param}_trainer")
+
+
+def test_everything_owed_appears_once_though_all_markers_are_lost(trainer):
+    for sequence in range(4):
+        trainer.commit(sequence, version=sequence in (1, 3))
+    trainer.release_all()
+    assert released(trainer.state_dir) == 3
+    for sink in SINKS:
+        (trainer.state_dir / "release" / sink).unlink()
+    assert released(trainer.state_dir) == -1
+    trainer.release_all()
+
+    client = client_of(trainer)
+    versions = client.search_model_versions(f"name = '{NAME}'")
+    assert sorted(version.tags["snapshot_id"] for version in versions) == [f"{LINEAGE}-1", f"{LINEAGE}-3"]
+    assert client.get_registered_model(NAME).aliases == {"champion": 2, "challenger": 2, "previous": 1}
+    assert logged_steps(client) == [1000, 2000, 3000]
+    (run,) = runs(client)
+    assert run.info.status == "FINISHED"
+    assert len(client.search_logged_models([run.info.experiment_id])) == 2
+
+
+def test_a_version_says_what_it_is_and_scores_as_the_trainer_did(trainer):
+    trainer.commit(0)
+    trainer.commit(1, version=True)
+    trainer.release_all()
+
+    version = client_of(trainer).get_model_version_by_alias(NAME, "champion")
+    assert json.loads(version.tags["offsets"]) == {"flights.features[0]": "0-100"}
+    assert version.tags["lineage"] == LINEAGE
+    assert version.tags["rows_trained"] == "1000"
+    assert version.tags["watermark"] == "2013-01-01T00:26:40+00:00"
+    assert version.tags["config_sha256"] == trainer.job.sha256()
+    assert version.tags["live/auc"] == "0.61"
+    assert "| auc | 0.6100 | 0.6000 |" in version.description
+
+    uri = f"models:/{NAME}/{version.version}"
+    features_BC, scores_B = trainer.check_block(1)
+    loaded, function = mlflow.pytorch.load_model(uri), mlflow.pyfunc.load_model(uri)
+    with torch.inference_mode():
+        assert loaded(features_BC).numpy().tobytes() == scores_B.numpy().tobytes()
+        assert function.predict(features_BC.numpy()).tobytes() == scores_B.numpy().tobytes()
+        for rows in (1, 3, 1000):
+            more_NC = features_BC.repeat(16, 1)[:rows]
+            expected_N = scores_B.repeat(16)[:rows]
+            np.testing.assert_allclose(loaded(more_NC), expected_N, rtol=0, atol=1e-6)
+            np.testing.assert_allclose(function.predict(more_NC.numpy()), expected_N, rtol=0, atol=1e-6)
+
+
+def test_the_code_in_the_description_scores_rows(sqlite_trainer):
+    sqlite_trainer.commit(0, version=True)
+    sqlite_trainer.release_all()
+    description = client_of(sqlite_trainer).get_model_version_by_alias(NAME, "champion").description
+    code = description.partition("```python\n")[2].partition("```")[0]
+    names = {"rows": [{"distance": 100, "delay": None, "carrier": "AA"}, {"distance": 9, "carrier": 7}]}
+    exec(code, names)
+    assert names["scores"].shape == (2,)
+    assert pipeline.encode(names["rows"], names["columns"]).shape == (2, 3)
+
+
+def test_training_goes_on_without_mlflow_and_everything_appears_later_once(
+    tmp_path, bootstrap, stopped_mlflow_server
+):
+    trainer = Trainer(tmp_path, bootstrap, stopped_mlflow_server.uri)
+    trainer.commit(0)
+    trainer.releaser.start()
+    trainer.commit(1, rejects=[REJECT], version=True)
+    trainer.commit(2, version=True)
+    lines = until(lambda: read_marker(trainer.state_dir, "dead_letters") == 2, trainer)
+    lines += until(lambda: trainer.releaser.status()["sinks"]["registry"]["error"], trainer)
+    assert any("training goes on" in line for line in lines)
+    assert released(trainer.state_dir) == -1
+
+    stopped_mlflow_server.start()
+    assert trainer.releaser.drain(WAIT_S), trainer.releaser.status()
+    trainer.releaser.end(6)
+    client = client_of(trainer)
+    assert len(client.search_model_versions(f"name = '{NAME}'")) == 2
+    assert logged_steps(client) == [1000, 2000]
+
+
+def until(condition, trainer):
+    """Waits, as the trainer's loop does, and returns the lines that it would log."""
+    lines = []
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline, lines
+        if line := trainer.releaser.poll():
+            lines.append(line)
+        time.sleep(0.05)
+    return lines
+
+
+def test_a_dead_letter_carries_its_coordinates_its_reason_and_the_original_bytes(sqlite_trainer, bootstrap):
+    sqlite_trainer.commit(0)
+    sqlite_trainer.commit(1, rejects=[REJECT, REJECT | {"row": 1, "key": None, "value": None}])
+    sqlite_trainer.release_all()
+    first, second = sorted(read_all(bootstrap, "flights.dead"), key=lambda letter: letter.headers()[0])
+    assert first.key() == REJECT["key"]
+    assert first.value() == REJECT["value"]
+    assert dict(first.headers()) == {
+        "evertrain.id": b"topic-id:1:17:0",
+        "topic": b"flights.features",
+        "partition": b"1",
+        "offset": b"17",
+        "row": b"0",
+        "reason": REJECT["reason"].encode(),
+        "value_bytes": b"18",
+        "timestamp": b"1357000000000",
+        "lineage": LINEAGE.encode(),
+    }
+    assert second.key() is None
+    assert second.value() is None
+
+
+def test_the_group_shows_how_far_the_learner_is(sqlite_trainer, bootstrap):
+    sqlite_trainer.commit(0)
+    sqlite_trainer.commit(1)
+    sqlite_trainer.release_all()
+    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": f"evertrain-{NAME}"})
+    (committed,) = consumer.committed([TopicPartition("flights.features", 0)], timeout=10)
+    consumer.close()
+    assert committed.offset == 100
+
+
+def test_end_marks_the_run_finished_and_leaves_no_process(sqlite_trainer):
+    sqlite_trainer.commit(0)
+    sqlite_trainer.releaser.start()
+    until(lambda: released(sqlite_trainer.state_dir) == 0, sqlite_trainer)
+    client = client_of(sqlite_trainer)
+    assert [run.info.status for run in runs(client)] == ["RUNNING"]
+    pid = sqlite_trainer.releaser.pid
+    sqlite_trainer.releaser.end(6)
+    assert sqlite_trainer.releaser.poll() is None
+    assert [run.info.status for run in runs(client)] == ["FINISHED"]
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_trainer_that_comes_back_marks_the_run_running_again(sqlite_trainer):
+    sqlite_trainer.commit(0)
+    sqlite_trainer.release_all()
+    sqlite_trainer.releaser.start()
+    client = client_of(sqlite_trainer)
+    until(lambda: [run.info.status for run in runs(client)] == ["RUNNING"], sqlite_trainer)
+
+
+def test_a_killed_releaser_is_started_again_and_nothing_is_lost_or_doubled(sqlite_trainer):
+    sqlite_trainer.commit(0)
+    sqlite_trainer.releaser.start()
+    first = sqlite_trainer.releaser.pid
+    sqlite_trainer.commit(1, version=True)
+    os.kill(first, 9)
+    lines = until(lambda: sqlite_trainer.releaser.pid not in (None, first), sqlite_trainer)
+    assert any("exit code -9" in line for line in lines)
+    assert sqlite_trainer.releaser.drain(WAIT_S)
+    assert len(client_of(sqlite_trainer).search_model_versions(f"name = '{NAME}'")) == 1
+
+
+def test_a_model_that_does_not_score_its_check_block_waits_with_a_clear_error(sqlite_trainer):
+    blob = sqlite_trainer.version_blob
+    sqlite_trainer.version_blob = lambda sequence: damaged(blob(sequence))
+    sqlite_trainer.commit(0, version=True)
+    sqlite_trainer.releaser.start()
+    lines = until(
+        lambda: sqlite_trainer.releaser.status()["sinks"].get("registry", {}).get("error"), sqlite_trainer
+    )
+    lines += until(lambda: read_marker(sqlite_trainer.state_dir, "metrics") == 0, sqlite_trainer)
+    error = sqlite_trainer.releaser.status()["sinks"]["registry"]["error"]
+    assert f"{LINEAGE}-0: the exported model does not score its check block as the trainer did" in error
+    assert read_marker(sqlite_trainer.state_dir, "registry") == -1
+
+
+def damaged(blob):
+    tensors = safetensors.torch.load(blob)
+    tensors["check.scores"] = torch.nextafter(tensors["check.scores"], torch.ones(()))
+    return safetensors.torch.save(tensors)

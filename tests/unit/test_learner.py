@@ -1,0 +1,150 @@
+"""The learner: fixed shapes, refusals that change nothing, and a state that comes back to the bit."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from consumers.batch import Batch
+from pipeline.config import JobConfig
+from pipeline.learner import Learner
+
+SIZE = 32
+
+
+def job(**learner: Any) -> JobConfig:
+    return JobConfig.model_validate(
+        {
+            "job": {"name": "test", "state_dir": Path("unused")},
+            "kafka": {"bootstrap.servers": "unused"},
+            "features": {
+                "topic": "f",
+                "numeric": ["a", {"name": "b", "nullable": True}],
+                "categorical": [{"name": "c", "buckets": 16}],
+            },
+            "labels": {"topic": "l", "column": "y"},
+            "learner": {"batch_size": SIZE, "hidden": [16], **learner},
+            "dead_letters": {"topic": "d"},
+        }
+    )
+
+
+def batch(seed: int = 0, rows: int = SIZE, classes: int = 2) -> Batch:
+    rng = np.random.default_rng(seed)
+    features = np.zeros((SIZE, 3), np.float32)
+    features[:rows, 0] = rng.normal(5, 3, rows)
+    features[:rows, 1] = np.where(rng.random(rows) < 0.3, np.nan, rng.normal(0, 1, rows))
+    features[:rows, 2] = rng.integers(0, 16, rows)
+    labels, weights = np.zeros(SIZE, np.float32), np.zeros(SIZE, np.float32)
+    labels[:rows] = rng.integers(0, classes, rows)
+    weights[:rows] = 1
+    return Batch(features, labels, weights, np.zeros((SIZE, 1), np.float32), np.zeros(SIZE, np.int64), rows)
+
+
+def digest(learner: Learner) -> str:
+    content = hashlib.sha256()
+    for name, array in sorted(learner.state().items()):
+        content.update(name.encode() + array.tobytes())
+    return content.hexdigest()
+
+
+@pytest.mark.parametrize(("task", "width"), [("binary", 1), ("multiclass", 5), ("regression", 1)])
+def test_each_task_learns(task: str, width: int) -> None:
+    learner = Learner(job(task=task, classes=max(2, width)))
+    first = learner.step(batch(classes=max(2, width))).loss
+    for _ in range(200):
+        last = learner.step(batch(classes=max(2, width))).loss
+    assert last < first * 0.8
+    assert learner.score(batch().features_BC).shape == (SIZE, width)
+
+
+def test_an_untrained_model_answers_neutrally() -> None:
+    assert (Learner(job()).score(batch().features_BC) == 0.5).all()
+
+
+def test_scores_do_not_depend_on_how_rows_are_grouped() -> None:
+    learner = Learner(job())
+    learner.step(batch(1))
+    features = np.concatenate([batch(seed).features_BC for seed in range(4)])
+    whole = learner.score(features)
+    parts = np.concatenate([learner.score(part) for part in np.array_split(features, 17)])
+    assert whole.tobytes() == parts.tobytes()
+
+
+def test_padding_does_not_count() -> None:
+    short, long = batch(3, rows=20), batch(3, rows=20)
+    long.features_BC[20:, 0] = 1e6
+    left, right = Learner(job()), Learner(job())
+    left.step(short)
+    right.step(long)
+    left_state, right_state = left.state(), right.state()
+    for name in ("module.0.standardise.mean_F", "module.0.standardise.count_F"):
+        assert left_state[name].tobytes() == right_state[name].tobytes()
+    assert left_state["module.0.standardise.count_F"][0] == 20
+
+
+@pytest.mark.parametrize("poison", [np.inf, 1e38])
+def test_a_step_that_is_not_finite_changes_nothing(poison: float) -> None:
+    learner = Learner(job(task="regression"))
+    for seed in range(3):
+        learner.step(batch(seed))
+    before, bad = digest(learner), batch(9)
+    bad.labels_B[0] = poison
+    assert learner.step(bad).refused
+    assert digest(learner) == before
+    assert not learner.step(batch(4)).refused
+    assert digest(learner) != before
+
+
+def test_restored_it_goes_on_bit_for_bit() -> None:
+    straight = Learner(job())
+    for seed in range(6):
+        straight.step(batch(seed))
+        if seed == 1:
+            straight.freeze()
+        if seed == 2:
+            arrays = {name: array.copy() for name, array in straight.state().items()}
+            document = straight.document()
+    resumed = Learner(job())
+    resumed.restore(arrays, document)
+    reports = [resumed.step(batch(seed)) for seed in range(3, 6)]
+    assert digest(resumed) == digest(straight)
+    assert reports[0].frozen_scores_BS is not None
+
+
+def test_the_frozen_copy_does_not_learn() -> None:
+    learner = Learner(job())
+    learner.step(batch(0))
+    learner.freeze()
+    frozen = [learner.step(batch(1)).frozen_scores_BS for _ in range(2)]
+    assert frozen[0] is not None
+    assert frozen[1] is not None
+    assert frozen[0].tobytes() == frozen[1].tobytes()
+    assert learner.score(batch(1).features_BC).tobytes() != frozen[0].tobytes()
+
+
+def test_the_standardiser_merges_moments_as_if_all_rows_were_one_batch() -> None:
+    learner = Learner(job())
+    rows = np.concatenate([batch(seed).features_BC for seed in range(5)])
+    for seed in range(5):
+        learner.step(batch(seed))
+    state = learner.state()
+    np.testing.assert_allclose(state["module.0.standardise.mean_F"], np.nanmean(rows[:, :2], axis=0, dtype=np.float64))
+    variance = state["module.0.standardise.m2_F"] / state["module.0.standardise.count_F"]
+    np.testing.assert_allclose(variance, np.nanvar(rows[:, :2].astype(np.float64), axis=0))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_on_cuda_the_same_steps_give_the_same_bits() -> None:
+    digests = []
+    for _ in range(2):
+        learner = Learner(job(device="cuda"))
+        for seed in range(3):
+            learner.step(batch(seed))
+        digests.append(digest(learner))
+    assert digests[0] == digests[1]

@@ -1,0 +1,156 @@
+"""The slab table by itself: where rows go, which slab is dropped, and that stale index places do no harm."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from consumers import slabs
+from consumers.kernels import (
+    SLAB,
+    USED,
+    EventRows,
+    Findings,
+    Rules,
+    Status,
+    apply_labels,
+    find,
+)
+from consumers.record import Side
+from consumers.slabs import SlabTable, slab_layout
+
+SLAB_ROWS = 16
+
+
+def new_table(side: Side = Side.LABELS, capacity: int = 4) -> SlabTable:
+    return SlabTable(side, slab_layout(side, 2, 1), SLAB_ROWS, capacity)
+
+
+def insert(table: SlabTable, keys: range, time: int = 0) -> None:
+    """Stores waiting labels with these keys; they must fit into the open slab."""
+    count = len(keys)
+    key_N2 = np.zeros((count, 2), np.uint64)
+    key_N2[:, 0] = keys
+    events = EventRows(key_N2, np.full(count, time), np.zeros(count, np.uint8), np.array(keys, np.float32))
+    for array in events:
+        array.flags.writeable = False
+    found = Findings(np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count, np.float32))
+    table.reserve(count)
+    first = table.next_row
+    counts_PO = np.zeros((1, 9), np.int64)
+    others = new_table(Side.FEATURES)
+    done, stored, _ = apply_labels(
+        table.rows, others.rows, events, 0, 0, Rules(10, -100, False), counts_PO, found
+    )
+    assert done == stored == count
+    table.store(first, found.inserted_N, {"offset": np.arange(count), "row": np.zeros(count, np.int32)})
+
+
+def rows_of(table: SlabTable, *keys: int) -> list[int]:
+    return [find(table.rows, np.uint64(key), np.uint64(0)) for key in keys]
+
+
+def fill(table: SlabTable, first_key: int) -> None:
+    table.open_slab()
+    insert(table, range(first_key, first_key + SLAB_ROWS))
+
+
+def test_dropped_memory_is_used_again_lowest_first() -> None:
+    table = new_table()
+    for first_key in (0, 100, 200):
+        fill(table, first_key)
+    table.drop_oldest()
+    table.drop_oldest()
+
+    fill(table, 300)
+    fill(table, 400)
+
+    assert list(table.order) == [2, 0, 1]
+    assert [view.number for view in table.views()] == [2, 3, 4]
+    assert table.nbytes == 3 * table.slab_bytes
+
+
+def test_keys_of_a_dropped_slab_are_absent_even_when_its_rows_are_filled_anew() -> None:
+    table = new_table()
+    fill(table, 0)
+    fill(table, 100)
+    table.drop_oldest()
+    assert rows_of(table, 3, 103) == [-1, SLAB_ROWS + 3]
+
+    fill(table, 200)
+
+    assert rows_of(table, 3, 103, 203) == [-1, SLAB_ROWS + 3, 3]
+
+
+def test_a_key_is_found_past_places_that_went_stale_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slabs, "INDEX_MIN", 64)
+    table = new_table()
+    table.open_slab()
+    insert(table, range(0, 64 * 8, 64))  # one chain: all hash to the first place
+    table.rows.status_R[:6] = Status.WITHDRAWN
+    used = table.rows.cursor_4[USED]
+
+    insert(table, range(64 * 8, 64 * 10, 64))
+
+    assert table.rows.cursor_4[USED] == used  # two stale places were taken
+    assert rows_of(table, 0, 64 * 7, 64 * 8, 64 * 9) == [-1, 7, 8, 9]
+
+
+def test_the_index_grows_with_the_rows_and_forgets_stale_places_when_rebuilt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(slabs, "INDEX_MIN", 2)
+    table = new_table(capacity=3)
+    for number in range(40):
+        if len(table.order) == 3:
+            table.drop_oldest()
+        fill(table, 100 * number)
+        assert int(table.rows.cursor_4[USED]) * 2 <= len(table.rows.index_H)
+        assert rows_of(table, 100 * number + 5) == [table.order[-1] * SLAB_ROWS + 5]
+
+    assert len(table.rows.index_H) == 256  # four places for each of 48 rows, as a power of two
+
+
+def test_a_view_shows_what_is_filled_and_its_columns_are_views() -> None:
+    table = new_table()
+    fill(table, 0)
+    table.open_slab()
+    insert(table, range(100, 103), time=7)
+
+    full, partial = table.views()
+
+    assert (full.side, full.number, full.full, len(full.status)) == (Side.LABELS, 0, True, SLAB_ROWS)
+    assert (partial.number, partial.full) == (1, False)
+    assert partial.columns["label"].tolist() == [100, 101, 102]
+    assert partial.columns["event_time"].tolist() == [7, 7, 7]
+    assert partial.columns["offset"].tolist() == [0, 1, 2]
+    assert partial.status.tolist() == [Status.WAITING] * 3
+    assert np.shares_memory(full.columns["key"], table.columns["key"])
+
+
+def test_a_loaded_slab_goes_on_where_it_stopped() -> None:
+    table = new_table()
+    fill(table, 0)
+    table.drop_oldest()
+    table.open_slab()
+    insert(table, range(100, 103), time=7)
+    again = new_table()
+    for view in table.views():
+        again.load(view)
+
+    insert(again, range(103, 105), time=9)
+
+    (view,) = again.views()
+    assert (view.number, view.columns["label"].tolist()) == (1, [100, 101, 102, 103, 104])
+    assert rows_of(again, 102, 103) == [2, 3]
+    slab = again.rows.cursor_4[SLAB]
+    assert (again.rows.oldest_waiting_P[slab], again.rows.newest_P[slab]) == (7, 9)
+
+
+def test_the_layout_names_the_columns_of_each_side() -> None:
+    assert set(slab_layout(Side.FEATURES, 3, 2)) - set(slab_layout(Side.LABELS, 3, 2)) == {
+        "features",
+        "scores",
+        "weight",
+    }
+    assert slab_layout(Side.FEATURES, 3, 2)["features"].shape == (3,)

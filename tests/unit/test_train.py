@@ -1,0 +1,191 @@
+"""The whole of S over a source in memory: killed and resumed is the same run, and the counts balance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from consumers.codecs import build_codec
+from consumers.errors import BalanceError, ConfigError, TooMuchBadInput
+from consumers.inmemory import InMemorySource
+from consumers.record import Command, Messages, Partition, Side, Span, Wait
+from pipeline.config import JobConfig, label_rule
+from pipeline.learner import Learner
+from pipeline.snapshot import Lineage, Snapshots
+from pipeline.state import State, fresh_positions
+from pipeline.store import MemoryStore
+from tests.stream import Record, events, job
+
+ROWS = 2000
+
+
+def topics(config: JobConfig, rows: int = ROWS) -> dict[Partition, Messages]:
+    """Both topics with two partitions each, keys spread by row."""
+    found = {
+        Partition(topic, number): Messages([], [], [], [])
+        for topic in (config.features.topic, config.labels.topic)
+        for number in (0, 1)
+    }
+    for topic, records in zip((config.features.topic, config.labels.topic), events(rows), strict=True):
+        for record in records:
+            number = int(record.key[1:]) % 2
+            append(found[Partition(topic, number)], record)
+    return found
+
+
+def append(messages: Messages, record: Record) -> None:
+    messages.offsets.append(len(messages.offsets))
+    messages.timestamps.append(record.timestamp)
+    messages.keys.append(record.key)
+    messages.values.append(record.value)
+
+
+class Trainer:
+    """One life of a trainer over a store that outlives it."""
+
+    def __init__(self, config: JobConfig, store: MemoryStore, found: dict[Partition, Messages]) -> None:
+        self.config = config
+        self.store = store
+        self.found = found
+        self.snapshots = Snapshots(store, config, on_durable=lambda _: None, released=lambda: 10**9)
+        manifest = self.snapshots.newest()
+        learner = Learner(config)
+        if manifest:
+            self.state = self.snapshots.restore(manifest, learner)
+        else:
+            self.state = State(config, fresh_positions(dict.fromkeys(found, 0)), learner)
+            topic_ids = {partition.topic: "id" for partition in found}
+            self.snapshots.begin(Lineage.begin("cluster", topic_ids, dict.fromkeys(found, 0)), self.state)
+
+    def entries(self) -> Iterator[Any]:
+        codecs = {
+            self.config.features.topic: build_codec(self.config.features, label_rule(self.config.learner)),
+            self.config.labels.topic: build_codec(self.config.labels, label_rule(self.config.learner)),
+        }
+        sides = {self.config.features.topic: Side.FEATURES, self.config.labels.topic: Side.LABELS}
+        source = InMemorySource(self.found, codecs, sides, self.config.stream)
+        return source.entries(self.state.positions)
+
+    def run(self, *, die_after: int | None = None, commit_every: int = 7) -> dict[str, Any]:
+        for count, entry in enumerate(self.entries(), 1):
+            assert not isinstance(entry, Wait)
+            for batch in self.state.apply(entry):
+                self.state.observe(batch, self.state.learner.step(batch))
+            if count == die_after:
+                self.snapshots.wait()
+                return {}
+            if count % commit_every == 0:
+                self.snapshots.commit(self.state)
+        self.snapshots.commit(self.state)
+        self.snapshots.wait()
+        return self.store.manifest(self.store.sequences()[-1])
+
+
+def comparable(manifest: dict[str, Any]) -> dict[str, Any]:
+    names = ("weights_sha256", "counts", "metrics", "rows_trained", "cursor", "watermark", "alarms")
+    return {name: manifest[name] for name in names}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> JobConfig:
+    return job(tmp_path_factory.mktemp("unused") / "state")
+
+
+@pytest.fixture(scope="module")
+def straight(config: JobConfig) -> dict[str, Any]:
+    return Trainer(config, MemoryStore(), topics(config)).run()
+
+
+def test_every_label_is_learned(straight: dict[str, Any]) -> None:
+    counts = straight["counts"]
+    assert counts["totals"]["read"] == 2 * ROWS
+    assert counts["totals"]["matched"] == 2 * ROWS
+    assert straight["rows_trained"] == ROWS
+    assert counts["examples"] == {"trained": ROWS, "refused": 0, "open": 0, "filled_in": 0}
+    assert straight["metrics"]["live/auc_recent"] > 0.8
+
+
+@pytest.mark.parametrize("die_after", [1, 6, 7, 8, 20, 33])
+def test_killed_and_resumed_is_the_same_run(config: JobConfig, straight: dict[str, Any], die_after: int) -> None:
+    store, found = MemoryStore(), topics(config)
+    Trainer(config, store, found).run(die_after=die_after)
+    resumed = Trainer(config, store, found).run()
+    assert comparable(resumed) == comparable(straight)
+
+
+def test_killed_after_every_entry_is_still_the_same_run(config: JobConfig, straight: dict[str, Any]) -> None:
+    store, found = MemoryStore(), topics(config)
+    for _ in range(200):
+        trainer = Trainer(config, store, found)
+        manifest = trainer.run(die_after=4, commit_every=3)
+        if manifest:
+            break
+    assert comparable(manifest) == comparable(straight)
+
+
+def test_the_ledger_names_every_offset_once(config: JobConfig) -> None:
+    store, found = MemoryStore(), topics(config)
+    Trainer(config, store, found).run()
+    reached = dict.fromkeys(range(len(found)), 0)
+    for sequence in store.sequences()[-3:]:
+        for line in json.loads(store.get(store.manifest(sequence)["blobs"]["ledger"])):
+            if line[0] == "span":
+                _, index, start, stop = line
+                assert reached[index] in (0, start)
+                reached[index] = stop
+    assert list(reached.values()) == [len(messages) for messages in found.values()]
+
+
+def test_too_much_bad_input_holds_before_anything_changes(config: JobConfig) -> None:
+    limits = {"dead_letters": {"hold_share": 0.5, "hold_window": 100}}
+    config = job(config.job.state_dir, **limits)
+    found = topics(config, 200)
+    bad = Partition(config.features.topic, 0)
+    found[bad].values[:] = [b"garbage"] * len(found[bad])
+    trainer = Trainer(config, MemoryStore(), found)
+    with pytest.raises(TooMuchBadInput, match="--accept-bad") as caught:
+        trainer.run()
+    assert "t.features[0]@0" in str(caught.value)
+    assert trainer.state.positions[bad].next == 0
+    assert not trainer.state.owed.letters
+    list(trainer.state.apply(Command("accept_bad", 1000)))
+    for entry in trainer.entries():
+        list(trainer.state.apply(entry))
+    assert trainer.state.rejected_P.tolist() == [100, 0, 0, 0]
+
+
+def test_a_count_that_does_not_add_up_stops_the_job(config: JobConfig) -> None:
+    trainer = Trainer(config, MemoryStore(), topics(config))
+    entry = next(iter(trainer.entries()))
+    assert isinstance(entry, Span)
+    list(trainer.state.apply(entry))
+    trainer.state.check_balance()
+    trainer.state.join.counts_PO[0, 0] += 1
+    with pytest.raises(BalanceError, match=r"t\.features\[0\]"):
+        trainer.state.check_balance()
+
+
+def test_a_changed_identity_is_refused(config: JobConfig, straight: dict[str, Any]) -> None:
+    store, found = MemoryStore(), topics(config)
+    Trainer(config, store, found).run(die_after=8)
+    changed = job(config.job.state_dir, learner={"hidden": [32], "batch_size": 64})
+    with pytest.raises(ConfigError, match=r"learner\.hidden"):
+        Trainer(changed, store, found)
+    free = job(config.job.state_dir, learner={"hidden": [16], "batch_size": 64, "batch_wait": "7s"})
+    assert comparable(Trainer(free, store, found).run()) == comparable(straight)
+
+
+def test_a_register_command_owes_one_version(config: JobConfig, tmp_path: Path) -> None:
+    store = MemoryStore()
+    trainer = Trainer(config, store, topics(config))
+    trainer.run()
+    for _ in range(2):
+        list(trainer.state.apply(Command("register")))
+        trainer.snapshots.commit(trainer.state)
+    trainer.snapshots.wait()
+    owed = [bool(store.manifest(sequence)["owed"]["version"]) for sequence in store.sequences()[-2:]]
+    assert owed == [True, False]
