@@ -102,9 +102,7 @@ def fill(bootstrap: str, features_topic: str, labels_topic: str, rows: int) -> N
     producer.flush()
     held = {topic: _records(bootstrap, topic) for topic in (features_topic, labels_topic)}
     if errors or set(held.values()) != {rows}:
-        raise RuntimeError(
-            f"filling the topics failed: {rows} rows produced, topics hold {held}: {errors[:1]}"
-        )
+        raise RuntimeError(f"filling the topics failed: {rows} rows produced, topics hold {held}: {errors[:1]}")
 
 
 def _message(topic: str, time: int, id_: int, fields: dict[str, Any]) -> Message:

@@ -112,10 +112,7 @@ def measure(topics: Topics, rows: int, repeat: int) -> dict[str, Any]:
             runs[name].append(result)
             say(f"{topics.format} {turn + 1}/{repeat} {name}: {result['rows_per_s']:,.0f} rows/s")
     rate = {name: median(result["rows_per_s"] for result in results) for name, results in runs.items()}
-    memory = {
-        name: median(result[name] for result in runs["ours"])
-        for name in ("rss_mb_at_quarter", "rss_mb_at_end")
-    }
+    memory = {name: median(result[name] for result in runs["ours"]) for name in ("rss_mb_at_quarter", "rss_mb_at_end")}
     return {
         **{name: round(value) for name, value in rate.items()},
         "ratio": round(rate["ours"] / rate["naive"], 2),
@@ -207,9 +204,7 @@ def say(line: str) -> None:
 
 def table(results: dict[str, dict[str, Any]]) -> str:
     """The medians, for a person."""
-    lines = [
-        f"{'format':8}{'naive':>12}{'train only':>12}{'Evertrain':>12}{'ratio':>8}{'share':>8}{'RSS MiB':>16}"
-    ]
+    lines = [f"{'format':8}{'naive':>12}{'train only':>12}{'Evertrain':>12}{'ratio':>8}{'share':>8}{'RSS MiB':>16}"]
     for name, result in results.items():
         memory = f"{result['rss_mb_at_quarter']:.0f} -> {result['rss_mb_at_end']:.0f}"
         lines.append(

@@ -38,7 +38,7 @@ class Arena:
             data = batch.serialize()
             if place + data.size > end:
                 raise ValueError(f"{data.size} bytes do not fit into a slot of {self.slot_bytes} bytes")
-            self._memory[place : place + data.size] = data
+            self._memory[place : place + data.size] = memoryview(data).cast("B")
             lengths.append(data.size)
             place += _aligned(data.size)
         return lengths

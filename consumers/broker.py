@@ -213,9 +213,7 @@ class KafkaBroker(_Broker):
             raise DependencyError(f"Kafka cannot use {self._data} (see {self._log}): {_last_line(done.stdout)}")
 
     def _wait_until_ready(self) -> None:
-        admin = AdminClient(
-            {"bootstrap.servers": self.bootstrap, "reconnect.backoff.max.ms": 100, "log_level": 0}
-        )
+        admin = AdminClient({"bootstrap.servers": self.bootstrap, "reconnect.backoff.max.ms": 100, "log_level": 0})
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
             if not self.alive:

@@ -87,9 +87,7 @@ def commit_offsets(settings: Mapping[str, Any], group: str, cursor: Sequence[Map
         futures = admin.alter_consumer_group_offsets(request, request_timeout=_REQUEST_TIMEOUT_S)
         answers = [future.result() for future in futures.values()]
     except KafkaException as error:
-        raise DependencyError(
-            f"the offsets of group {group!r} were not accepted: {error.args[0].str()}"
-        ) from None
+        raise DependencyError(f"the offsets of group {group!r} were not accepted: {error.args[0].str()}") from None
     for answer in answers:
         for partition in answer.topic_partitions:
             if partition.error is not None:

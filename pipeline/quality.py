@@ -77,9 +77,7 @@ class Quality:
                 f"expected scores of width {self.width} and equal lengths"
             )
         ring = (self._ring_scores_WS, self._ring_labels_W, self._ring_weights_W)
-        _accumulate(
-            self._kind, scores_BS, labels_B, weights_B, self._sums, self._histogram_K2H, self._counts, *ring
-        )
+        _accumulate(self._kind, scores_BS, labels_B, weights_B, self._sums, self._histogram_K2H, self._counts, *ring)
 
     def metrics(self) -> dict[str, float]:
         """Every metric that is defined by the rows so far, hence never NaN.
@@ -219,9 +217,7 @@ def _add_value(score: float, label: float, weight: float, sums: Float64s) -> Non
 
 
 @njit_cached
-def _add_binary(
-    score: np.float32, positive: bool, weight: float, sums: Float64s, histogram_12H: Float64s
-) -> None:
+def _add_binary(score: np.float32, positive: bool, weight: float, sums: Float64s, histogram_12H: Float64s) -> None:
     probability = np.float64(score)
     likelihood = probability if positive else 1 - probability
     sums[_WEIGHT] += weight

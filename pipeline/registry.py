@@ -150,9 +150,7 @@ class MLflowRegistry:
 
     def _experiment(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)
-        return str(
-            found.experiment_id if found else self._client.create_experiment(name, self._artifact_root)
-        )
+        return str(found.experiment_id if found else self._client.create_experiment(name, self._artifact_root))
 
     def _metrics(self, point: Point, model_id: str | None = None) -> Iterator[Any]:
         metric = self._mlflow.entities.Metric
@@ -208,6 +206,7 @@ class MLflowRegistry:
         """Writes an MLflow model of pt2 format, loads it back and checks it. Returns its MLmodel."""
         import json
 
+        import mlflow.pytorch
         import torch
         from mlflow.models import Model, ModelSignature
         from mlflow.types import Schema, TensorSpec
@@ -216,26 +215,20 @@ class MLflowRegistry:
             return Schema([TensorSpec(np.dtype(np.float32), (-1, *values.shape[1:]))])
 
         model = Model()
-        self._mlflow.pytorch.save_model(
+        mlflow.pytorch.save_model(
             candidate.scorer,
             str(path),
             mlflow_model=model,
             signature=ModelSignature(tensor(candidate.features_BC), tensor(candidate.scores)),
-            input_example=np.nan_to_num(
-                candidate.features_BC[:3]
-            ),  # two rows or more keep N dynamic; JSON has no NaN
-            pip_requirements=[
-                f"{name}=={installed(name).split('+')[0]}" for name in ("mlflow", "torch", "numpy")
-            ],
+            input_example=np.nan_to_num(candidate.features_BC[:3]),  # two rows or more keep N dynamic; JSON has no NaN
+            pip_requirements=[f"{name}=={installed(name).split('+')[0]}" for name in ("mlflow", "torch", "numpy")],
             serialization_format="pt2",
         )
         # Left to itself, pyfunc wants CUDA wherever there is one, and refuses weights exported on the CPU.
         model.flavors["python_function"]["config"] = {"device": "cpu"}
         (path / "columns.json").write_text(json.dumps(candidate.columns, indent=1) + "\n")
         with torch.inference_mode():
-            candidate.check(
-                self._mlflow.pytorch.load_model(str(path))(torch.from_numpy(candidate.features_BC)).numpy()
-            )
+            candidate.check(mlflow.pytorch.load_model(str(path))(torch.from_numpy(candidate.features_BC)).numpy())
         return model
 
     def _promote(self, name: str, number: int) -> None:
@@ -276,9 +269,7 @@ class MemoryRegistry:
         import torch
 
         versions = self._versions.setdefault(candidate.name, [])
-        number = next(
-            (v.number for v in versions if v.snapshot_id == candidate.snapshot_id), len(versions) + 1
-        )
+        number = next((v.number for v in versions if v.snapshot_id == candidate.snapshot_id), len(versions) + 1)
         if number > len(versions):
             with torch.inference_mode():
                 candidate.check(candidate.scorer(torch.from_numpy(candidate.features_BC)).numpy())
@@ -304,7 +295,6 @@ def import_mlflow() -> Any:
     os.environ.update(_QUIET)
     import mlflow
     import mlflow.entities
-    import mlflow.pytorch
 
     return mlflow
 

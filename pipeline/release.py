@@ -68,9 +68,7 @@ class Effects:
             registry.resume(manifest["name"], lineage)
             self._resumed.add(lineage)
         if owed := manifest["owed"]["points"]:
-            registry.log(
-                manifest["name"], lineage, [Point(**point) for point in json.loads(self._store.get(owed))]
-            )
+            registry.log(manifest["name"], lineage, [Point(**point) for point in json.loads(self._store.get(owed))])
 
     def versions(self, manifest: Manifest) -> None:
         """Registers the version."""
@@ -112,6 +110,7 @@ class Sink:
     name: str
     effect: Callable[[Manifest], None]
     released: int
+    ready: threading.Event
     error: str | None = None
     pause_s: float = 0.0
     retry_s: float = 0.0  # by the monotonic clock
@@ -136,17 +135,16 @@ class Service:
         self._effects = Effects(state_dir, self._store, lambda line: self._tell("line", line))
         effects = (self._effects.dead_letters, self._effects.metrics, self._effects.versions)
         self._sinks = [
-            Sink(name, effect, read_marker(state_dir, name))
+            Sink(name, effect, read_marker(state_dir, name), threading.Event())
             for name, effect in zip(SINKS, effects, strict=True)
         ]
         self._changed = threading.Condition()
         self._committed = -1
         self._draining = self._ending = self._idle = False
-        self._warming = threading.Thread(target=_warm_up, daemon=True)
 
     def start(self) -> None:
-        self._warming.start()
-        threading.Thread(target=self._work, daemon=True).start()
+        for work in (self._warm_up, self._work):
+            threading.Thread(target=work, daemon=True).start()
 
     def committed(self, sequence: int) -> None:
         with self._changed:
@@ -179,6 +177,18 @@ class Service:
             print(f"the run was not marked FINISHED: {_one_line(error)}", file=sys.stderr, flush=True)
         os._exit(0)
 
+    def _warm_up(self) -> None:
+        """Imports what takes seconds, so that the first version is not late and the first sink need not wait."""
+        steps = (lambda: None, _import_mlflow, _import_export)
+        for sink, step in zip(self._sinks, steps, strict=True):
+            try:
+                step()
+            except Exception as error:  # the sink will meet it again, and say so
+                print(f"warm-up: {_one_line(error)}", file=sys.stderr, flush=True)
+            with self._changed:
+                sink.ready.set()
+                self._changed.notify_all()
+
     def _work(self) -> None:
         try:
             while True:
@@ -193,8 +203,7 @@ class Service:
 
     def _due(self, sink: Sink) -> int | None:
         sequence = self._owed(sink)
-        ready = sink.name == "dead_letters" or not self._warming.is_alive()
-        return sequence if ready and time.monotonic() >= sink.retry_s else None
+        return sequence if sink.ready.is_set() and time.monotonic() >= sink.retry_s else None
 
     def _owed(self, sink: Sink) -> int | None:
         owed = (n for n in self._store.sequences() if sink.released < n <= self._committed)
@@ -229,12 +238,12 @@ class Service:
             else:
                 self._draining = False
                 self._tell("drained")
-        warming = self._warming.is_alive()
+        warming = not all(sink.ready.is_set() for sink in owed)
         retries = [sink.retry_s for sink in owed]
         with self._changed:
             if any(self._due(sink) is not None for sink in self._sinks):
                 return  # it came due, or was committed, just now
-            if not (owed and warming):
+            if not warming:
                 self._idle = True
                 self._changed.notify_all()
             pause_s = 0.1 if warming else min(retries, default=time.monotonic() + 60) - time.monotonic()
@@ -259,18 +268,18 @@ class Service:
             os._exit(1)  # the trainer is gone
 
 
-def _warm_up() -> None:
-    """Imports what takes seconds, so that the first version is not late."""
-    try:
-        import torch.export
+def _import_mlflow() -> None:
+    from pipeline.registry import import_mlflow
 
-        import pipeline.version  # noqa: F401
-        from pipeline.registry import import_mlflow
+    import_mlflow()
 
-        import_mlflow()
-        torch.export.export(torch.nn.Linear(2, 1), (torch.zeros(2, 2),))
-    except Exception as error:  # the sinks will meet it again, and say so
-        print(f"warm-up: {_one_line(error)}", file=sys.stderr, flush=True)
+
+def _import_export() -> None:
+    import torch.export
+
+    import pipeline.version  # noqa: F401
+
+    torch.export.export(torch.nn.Linear(2, 1), (torch.zeros(2, 2),))  # the first one imports the most
 
 
 def _one_line(error: Exception) -> str:

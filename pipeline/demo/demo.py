@@ -1,0 +1,315 @@
+"""One command from nothing to model versions: a broker, a real stream, the job, and what came out of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from rich.console import Console
+from rich.table import Table
+
+from consumers.broker import KafkaBroker, MockBroker, die_with_parent, lock_folder, start_broker
+from consumers.errors import ConfigError, DependencyError, EvertrainError
+from pipeline.demo.flights import CATEGORICAL, NULLABLE, NUMERIC, load_flights
+from pipeline.demo.panel import Display, View
+from pipeline.demo.producer import DEAD, FEATURES, LABELS, PARTITIONS, Backlog, Stream, produce
+from pipeline.store import LocalStore
+
+JOB = "flights"
+LOCK = "demo.lock"
+JOB_END_S = 15.0
+TOPIC_CONFIG = {"retention.ms": "-1", "message.timestamp.after.max.ms": str(2**63 - 1)}
+
+_JOB_FILE = """\
+# Written by `evertrain demo`: will a flight from New York arrive 15 minutes late or more?
+
+[job]
+name = "{job}"  # lineage, and the registered model's name
+state_dir = "{state}/{job}"
+
+[kafka]
+"bootstrap.servers" = "{bootstrap}"
+
+[features]  # known at scheduled departure
+topic = "{features}"
+key = "id"
+time = "ts"
+numeric = [
+{numeric}
+]
+categorical = [{categorical}]
+
+[labels]  # known when the flight has arrived; a cancelled flight never gets one
+topic = "{labels}"
+key = "id"
+time = "ts"
+column = "late"
+
+[join]
+window = "48h"  # the latest label comes after 33 hours
+on_expiry = "drop"
+
+[stream]
+span = 512  # small spans: rows are scored soon after they come
+
+[learner]
+task = "binary"
+batch_size = 256
+
+[monitor]
+every = "5000 rows"
+frozen_after = {frozen_after}  # 10 % of the rows: a copy that learns no more, to see what learning is worth
+compare_after = {compare_after}  # live against frozen over the last half
+
+[snapshot]
+every = "{snapshot_every} rows"
+
+[registry]
+tracking_uri = "sqlite:///{state}/mlflow.db"
+register_every = "{register_every} rows"
+
+[dead_letters]
+topic = "{dead}"
+"""
+
+
+def demo(state: Path, rows_per_second: float, limit: int | None) -> int:
+    """Runs the demo in the folder `state`, which it empties first.
+
+    Args:
+        state: where broker data, job file, state, MLflow store and `summary.json` go.
+        rows_per_second: flights produced a second.
+        limit: only the first so many flights.
+
+    Returns:
+        Exit code: 0, or 1 if the job failed.
+
+    Raises:
+        EvertrainError: another demo is alive there, Kafka did not start, the data set is missing.
+    """
+    started = time.monotonic()
+    console = Console()
+    with ExitStack() as stack:
+        lock = _claim(state)
+        stack.callback(os.close, lock)
+        with ThreadPoolExecutor(1) as pool:  # the broker in this thread, because it dies with its thread
+            loading = pool.submit(load_flights, limit)
+            console.print("Starting a local Kafka (the first time, Maven fetches it) …", highlight=False)
+            broker = start_broker(state / "kafka")
+            stack.callback(broker.stop)
+            stream = Stream(loading.result())
+        mock = isinstance(broker, MockBroker)
+        if mock:
+            console.print("No Java with Maven here: using the mock cluster inside confluent-kafka instead.")
+        broker.create_topics(dict.fromkeys((FEATURES, LABELS, DEAD), PARTITIONS), TOPIC_CONFIG)
+        job_file = state / "job.toml"
+        job_file.write_text(job_toml(state, broker.bootstrap, stream.labels, mock=mock), encoding="utf-8")
+        job = _start_job(job_file, state / "job.log", lock)
+        stack.callback(_stop_job, job)
+        view = View(broker.bootstrap, broker.kind, total=len(stream))
+        with Display(view, state / JOB, state / "job.log", console) as display:
+            rate = rows_per_second * len(stream) / len(stream.flights)
+            ended = _drive(stream, rate, job, display, broker)
+        if not ended:
+            _explain(job, state / "job.log")
+            return 1
+        summary = summarise(state, stream, broker, time.monotonic() - started)
+    (state / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    _print_summary(console, summary, state)
+    return 0
+
+
+def job_toml(state: Path, bootstrap: str, rows: int, *, mock: bool) -> str:
+    """The job file. `rows`: how many labels will come."""
+    numeric = [f'    "{name}",' for name in NUMERIC]
+    numeric += [f'    {{ name = "{name}", nullable = true }},' for name in NULLABLE]
+    return _JOB_FILE.format(
+        job=JOB,
+        state=state.as_posix(),
+        bootstrap=bootstrap,
+        features=FEATURES,
+        labels=LABELS,
+        dead=DEAD,
+        numeric="\n".join(numeric),
+        categorical=", ".join(f'"{name}"' for name in CATEGORICAL),
+        frozen_after=rows // 10,
+        compare_after=rows // 2,
+        # On the mock cluster the producer waits for the offsets that a snapshot commits.
+        snapshot_every=4_000 if mock else 20_000,
+        register_every=min(80_000, max(rows // 4, 1)),
+    )
+
+
+def _claim(state: Path) -> int:
+    """Locks and empties the folder. Raises EvertrainError if it is in use, ConfigError if it is not a demo's."""
+    if state.exists() and any(state.iterdir()) and not (state / LOCK).exists():
+        raise ConfigError(f"{state} was not made by the demo, which would remove all in it: name another --state")
+    lock = lock_folder(state, LOCK)
+    try:
+        for folder, file in ((state / "kafka", "broker.lock"), (state / JOB, "lock")):
+            if (folder / file).exists():
+                os.close(lock_folder(folder, file))
+    except EvertrainError:
+        os.close(lock)
+        raise
+    for path in state.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
+    return lock
+
+
+def _start_job(job_file: Path, log: Path, lock: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "pipeline.cli", "run", "-c", str(job_file)]
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            die_with_parent(command, signal.SIGTERM),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            pass_fds=[lock],  # the folder is in use as long as the job lives, whatever becomes of the demo
+        )
+
+
+def _stop_job(job: subprocess.Popen[bytes]) -> None:
+    if job.poll() is None:
+        job.terminate()
+        try:
+            job.wait(JOB_END_S)
+        except subprocess.TimeoutExpired:
+            job.kill()
+            job.wait()
+
+
+def _drive(
+    stream: Stream, rate: float, job: subprocess.Popen[bytes], display: Display, broker: KafkaBroker | MockBroker
+) -> bool:
+    """Produces everything and sees the job through to its end. False: the job failed."""
+    view = display.view
+    backlog = Backlog(broker.bootstrap, f"evertrain-{JOB}") if isinstance(broker, MockBroker) else None
+    for progress in produce(stream, broker.bootstrap, rate, backlog):
+        view.produced, view.time_ms = progress.produced, progress.time_ms
+        view.producer_waits = progress.waits
+        display.show()
+        if job.poll() is not None:
+            return False
+    if backlog is not None:
+        backlog.close()
+    asked = False
+    while job.poll() is None:
+        if not asked and view.status:  # the job hears SIGUSR1 from its first status on
+            job.send_signal(signal.SIGUSR1)  # end at what the topics hold now
+            asked = True
+        display.show()
+        time.sleep(0.05)
+    display.show(now=True)
+    return asked and job.returncode == 0
+
+
+def _explain(job: subprocess.Popen[bytes], log: Path) -> None:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:]
+    print(f"The job ended with exit code {job.poll()}. The end of {log}:", file=sys.stderr)
+    for text in lines:
+        print(f"  {text}", file=sys.stderr)
+
+
+def summarise(state: Path, stream: Stream, broker: KafkaBroker | MockBroker, seconds: float) -> dict[str, Any]:
+    """What came out, read back from where a user would find it: snapshot, MLflow, dead-letter topic."""
+    store = LocalStore(state / JOB)
+    manifest = store.manifest(store.sequences()[-1])
+    metrics, totals = manifest["metrics"], manifest["counts"]["totals"]
+    return {
+        "rows_trained": manifest["rows_trained"],
+        "versions": _count_versions(state),
+        "auc_live": metrics.get("live/auc"),
+        "auc_frozen": metrics.get("frozen/auc"),
+        "auc_live_last_half": metrics.get("compare/live_auc"),
+        "auc_frozen_last_half": metrics.get("compare/frozen_auc"),
+        "garbage_produced": stream.garbage,
+        "dead_letters": count_dead_letters(broker.bootstrap),
+        "waiting": totals["waiting"],
+        "expired": totals["expired"],
+        "drift_alarms": manifest["alarms"],
+        "seconds": round(seconds, 1),
+        "broker": broker.kind,
+    }
+
+
+def _count_versions(state: Path) -> int:
+    from pipeline.registry import MLflowRegistry
+
+    registry = MLflowRegistry(f"sqlite:///{state.as_posix()}/mlflow.db", None, state)
+    return len(registry.versions(JOB))
+
+
+def count_dead_letters(bootstrap: str) -> int:
+    """Distinct ids in the dead-letter topic, read from its beginning to its end. Raises DependencyError."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": bootstrap,
+            "group.id": "evertrain-demo",
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            "isolation.level": "read_committed",
+        }
+    )
+    try:
+        partitions = [TopicPartition(DEAD, number, 0) for number in range(PARTITIONS)]
+        consumer.assign(partitions)
+        ids, ends = set(), 0
+        deadline = time.monotonic() + 30
+        while ends < len(partitions):
+            message = consumer.poll(1.0)
+            error = message.error() if message is not None else None
+            if time.monotonic() > deadline:
+                raise DependencyError(f"{DEAD} could not be read to its end within 30 s")
+            if message is None:
+                continue
+            if error is None:
+                ids.add(dict(message.headers() or ())["evertrain.id"])
+            elif error.code() == KafkaError._PARTITION_EOF:
+                ends += 1
+            else:
+                raise DependencyError(f"{DEAD} cannot be read: {error.str()}")
+        return len(ids)
+    except KafkaException as error:
+        raise DependencyError(f"{DEAD} cannot be read: {error.args[0].str()}") from None
+    finally:
+        consumer.close()
+
+
+def _print_summary(console: Console, summary: dict[str, Any], state: Path) -> None:
+    def auc(name: str) -> str:
+        return "–" if summary[name] is None else f"{summary[name]:.4f}"
+
+    table = Table.grid(padding=(0, 3))
+    table.add_row("learned", f"{summary['rows_trained']:,} flights, each once, when its label came")
+    table.add_row("versions", f"{summary['versions']} in MLflow, model '{JOB}'")
+    table.add_row("AUC", f"live {auc('auc_live')}, frozen copy {auc('auc_frozen')}")
+    table.add_row("AUC, last half", f"live {auc('auc_live_last_half')}, frozen copy {auc('auc_frozen_last_half')}")
+    table.add_row("bad input", f"{summary['dead_letters']} of {summary['garbage_produced']} records in {DEAD}")
+    table.add_row("no label", f"{summary['expired']:,} expired, {summary['waiting']:,} still waiting")
+    table.add_row("drift", f"{summary['drift_alarms']} alarms")
+    table.add_row("took", f"{summary['seconds']:.0f} s on {summary['broker']}")
+    console.print()
+    console.print(table, highlight=False)
+    console.print()
+    console.print(f"Summary:      {state / 'summary.json'}", highlight=False, soft_wrap=True)
+    console.print(f"Job and log:  {state / 'job.toml'}, {state / 'job.log'}", highlight=False, soft_wrap=True)
+    if state == Path("state/demo"):
+        ui = "make ui"
+    else:
+        ui = f"mlflow ui --backend-store-uri sqlite:///{state.as_posix()}/mlflow.db"
+    console.print(f"MLflow page:  {ui}", highlight=False, soft_wrap=True)

@@ -1,0 +1,452 @@
+"""JSON codec: which messages are good, what becomes of them, and in which words the others are refused."""
+
+import json
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from consumers.codecs import Decoded, fields
+from consumers.codecs.json import NESTING_MAX, JsonCodec
+from consumers.config import FeaturesConfig, LabelRule, LabelsConfig
+from consumers.hashing import bucket, key128
+from consumers.record import REJECT_RAW_BYTES_MAX, REJECTS, Events, Kind, Messages, event_schema
+
+BINARY = LabelRule(kind="binary")
+NOW = 1_700_000_000_000
+GOOD = {"id": "a", "ts": NOW, "x": 1.5, "y": -2, "z": 0.25, "color": "red", "size": "L"}
+
+
+def flights(**changes: Any) -> FeaturesConfig:
+    """Two plain numbers and a nullable one, a plain category and a nullable one."""
+    return FeaturesConfig(
+        **{
+            "topic": "t",
+            "key": "id",
+            "time": "ts",
+            "numeric": ["x", "y", {"name": "z", "nullable": True}],
+            "categorical": ["color", {"name": "size", "nullable": True, "buckets": 16}],
+            "max_message_bytes": 4096,
+            **changes,
+        }
+    )
+
+
+def late(**changes: Any) -> LabelsConfig:
+    return LabelsConfig(**{"topic": "l", "key": "id", "time": "ts", "column": "late", **changes})
+
+
+class SlowOnly(JsonCodec):
+    """The definition of correctness by itself."""
+
+    def _fast(self, *_: object) -> None:
+        raise ValueError
+
+
+class FastOnly(JsonCodec):
+    """Shows what the fast path does not take."""
+
+    def _slow(self, *_: object) -> None:
+        raise fields.Reject("not taken by the fast path")
+
+
+def messages(*values: bytes | None, key: bytes | None = b"k", timestamp: int = NOW) -> Messages:
+    count = len(values)
+    return Messages(list(range(100, 100 + count)), [timestamp] * count, [key] * count, list(values))
+
+
+def dumps(document: Any) -> bytes:
+    return json.dumps(document).encode()
+
+
+def but(**changes: Any) -> bytes:
+    """The good message with some fields changed; `...` removes one."""
+    return dumps({name: item for name, item in (GOOD | changes).items() if item is not ...})
+
+
+def one(
+    value: bytes | None, config: FeaturesConfig | LabelsConfig | None = None, rule: LabelRule = BINARY, **how: Any
+) -> Events:
+    decoded = JsonCodec(config or flights(), rule).decode(messages(value, **how))
+    assert decoded.rejects.num_rows == 0, decoded.rejects["reason"][0]
+    return Events.from_arrow(decoded.events)
+
+
+def reason(
+    value: bytes | None, config: FeaturesConfig | LabelsConfig | None = None, rule: LabelRule = BINARY, **how: Any
+) -> str:
+    decoded = JsonCodec(config or flights(), rule).decode(messages(value, **how))
+    assert decoded.events.num_rows == 0
+    return str(decoded.rejects["reason"][0])
+
+
+def same_bits(left: Decoded, right: Decoded) -> bool:
+    """Arrow's own comparison takes NaN for unequal and -0.0 for 0.0."""
+    pairs = zip(left.events.columns, right.events.columns, strict=True)
+    return left.rejects.equals(right.rejects) and all(_bytes(a) == _bytes(b) for a, b in pairs)
+
+
+def _bytes(array: pa.Array) -> list[bytes | None]:
+    return [buffer and buffer.to_pybytes() for buffer in array.buffers()]
+
+
+class TestGoodMessages:
+    def test_a_message_becomes_a_row_of_raw_numbers_and_bucket_ids(self) -> None:
+        events = one(but())
+        expected = [1.5, -2, 0.25, bucket(b"red", 1024), bucket(b"L", 16)]
+        assert events.features_NC.tolist() == [expected]
+        assert events.key_N2.tobytes() == key128(b"a")
+        assert events.event_time_N.tolist() == [NOW]
+        assert events.offset_N.tolist() == [100]
+        assert events.row_N.tolist() == [0]
+        assert events.kind_N.tolist() == [Kind.EVENT]
+        assert events.weight_N.tolist() == [1.0]
+        assert events.label_N is None
+
+    @pytest.mark.parametrize(
+        ("config", "columns", "labelled"),
+        [
+            (flights(), 5, False),
+            (flights(label="late"), 5, True),
+            (FeaturesConfig(topic="t", numeric=["x"]), 1, False),
+            (FeaturesConfig(topic="t", categorical=["x"]), 1, False),
+            (late(), 0, True),
+        ],
+    )
+    @pytest.mark.parametrize("values", [(), (b"{}",), (but(late=1), but(late=0), but(), b"no")])
+    def test_batches_have_exactly_the_agreed_schemas(
+        self,
+        config: FeaturesConfig | LabelsConfig,
+        columns: int,
+        labelled: bool,
+        values: tuple[bytes, ...],
+    ) -> None:
+        decoded = JsonCodec(config, BINARY).decode(messages(*values))
+        decoded.events.validate(full=True)
+        decoded.rejects.validate(full=True)
+        assert decoded.events.schema.equals(event_schema(columns, labelled=labelled))
+        assert decoded.rejects.schema.equals(REJECTS)
+
+    def test_good_and_bad_keep_the_order_of_the_messages(self) -> None:
+        decoded = JsonCodec(flights(), BINARY).decode(
+            messages(but(x=1), b"bad", but(x=2, u={"n": 1}), None, b"", but(x=3), but(x=None))
+        )
+        assert decoded.events["offset"].to_pylist() == [100, 102, 103, 105]
+        assert [row[0] for row in decoded.events["features"].to_pylist()][::3] == [1, 3]
+        assert decoded.rejects["offset"].to_pylist() == [101, 104, 106]
+
+    def test_an_integer_key_is_its_decimal_text(self) -> None:
+        for number in (7, -7, 2**64 + 1, 10**40):
+            assert one(but(id=number)).key_N2.tobytes() == key128(str(number).encode())
+
+    def test_without_a_key_field_the_message_key_counts(self) -> None:
+        assert one(but(), flights(key=None), key="é".encode()).key_N2.tobytes() == key128("é".encode())
+
+    def test_without_a_time_field_the_timestamp_of_the_record_counts(self) -> None:
+        assert one(but(ts=-1), flights(time=None), timestamp=5).event_time_N.tolist() == [5]
+
+    def test_an_event_time_may_be_just_so_far_ahead(self) -> None:
+        assert one(but(ts=NOW + 300_000)).event_time_N.tolist() == [NOW + 300_000]
+
+    @pytest.mark.parametrize("value", [None, ..., float("nan")])
+    def test_nothing_null_and_nan_in_a_nullable_column_are_imputed(self, value: Any) -> None:
+        assert np.isnan(one(but(z=value)).features_NC[0, 2])
+
+    @pytest.mark.parametrize("value", [None, ...])
+    def test_nothing_and_null_in_a_nullable_category_are_bucket_0(self, value: Any) -> None:
+        assert one(but(size=value)).features_NC[0, 4] == 0
+
+    def test_an_integer_category_is_its_decimal_text_and_no_other_type_slips_in_after_it(self) -> None:
+        codec = JsonCodec(flights(), BINARY)
+        decoded = codec.decode(messages(but(color=1), but(color="1"), but(color=1.0), but(color=True)))
+        assert {row[3] for row in decoded.events["features"].to_pylist()} == {bucket(b"1", 1024)}
+        assert decoded.rejects["offset"].to_pylist() == [102, 103]
+
+    def test_the_memo_of_a_category_is_bounded_and_forgetting_changes_nothing(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(fields, "_MEMO_SIZE_MAX", 3)
+        buckets = fields.Buckets("size", nullable=True, buckets=16)
+        for text in ["a", "b", "c", "d", "a", "x" * 1000]:
+            assert buckets[text] == bucket(text.encode(), 16)
+            assert buckets[None] == 0
+            assert len(buckets) <= 3
+        assert "x" * 1000 not in buckets
+
+    def test_integers_beyond_64_bits_are_numbers(self) -> None:
+        assert one(but(x=2**63, y=-(2**70))).features_NC[0, :2].tolist() == [2.0**63, -(2.0**70)]
+
+    def test_weight_and_label_within_the_feature_event(self) -> None:
+        events = one(but(w=0.5, late=True), flights(weight="w", label="late"))
+        assert events.weight_N.tolist() == [0.5]
+        assert events.label_N is not None
+        assert events.label_N.tolist() == [1.0]
+
+    def test_colons_and_brackets_within_text_and_unused_fields_do_no_harm(self) -> None:
+        one(but(at="2013-01-01T05:00", url="http://a:1/[[", on=True, no=None, list=[[1], [2]], sub={"x": [1]}))
+
+
+class TestTombstones:
+    @pytest.mark.parametrize("config", [flights(label="late"), late()])
+    def test_a_null_value_is_a_tombstone_of_the_message_key(self, config: FeaturesConfig | LabelsConfig) -> None:
+        events = one(None, config, key=b"gone", timestamp=7)
+        assert events.kind_N.tolist() == [Kind.TOMBSTONE]
+        assert events.key_N2.tobytes() == key128(b"gone")
+        assert events.event_time_N.tolist() == [7]
+        assert np.isnan(events.features_NC).all()
+        assert events.weight_N.tolist() == [0.0] * len(events.weight_N)
+        assert events.label_N is not None
+        assert np.isnan(events.label_N).all()
+
+    def test_a_tombstone_without_a_good_key_or_time_is_rejected(self) -> None:
+        assert reason(None, key=None) == "key: the message has no key"
+        assert reason(None, key=b"\xff") == "key: the message key is not UTF-8"
+        assert reason(None, timestamp=-1) == "time: the Kafka record has no timestamp"
+
+
+class TestLabels:
+    @pytest.mark.parametrize(("text", "value"), [("true", 1), ("false", 0), ("0", 0), ("1", 1), ("0.0", 0), ("1.0", 1)])
+    def test_binary_labels(self, text: str, value: float) -> None:
+        labels = one(b'{"id":1,"ts":5,"late":%s}' % text.encode(), late()).label_N
+        assert labels is not None
+        assert labels.tolist() == [value]
+
+    @pytest.mark.parametrize(
+        ("rule", "bad", "words"),
+        [
+            (BINARY, [2, -1, 0.5, "1", None, [1]], "not true, false, 0 or 1"),
+            (LabelRule(kind="class", classes=3), [3, -1, 1.0, True, "1", None], "not a class in 0..2"),
+            (LabelRule(kind="number"), [True, "1", None, {}], "not a number"),
+            (LabelRule(kind="number"), [1e39, 10**400], "is not finite as float32"),
+        ],
+    )
+    def test_labels_that_the_task_does_not_accept(self, rule: LabelRule, bad: list[Any], words: str) -> None:
+        for value in bad:
+            text = reason(dumps({"id": 1, "ts": 5, "late": value}), late(), rule)
+            assert text.startswith("label 'late': ")
+            assert text.endswith(words)
+
+    def test_classes_and_numbers(self) -> None:
+        for rule, value in [(LabelRule(kind="class", classes=3), 2), (LabelRule(kind="number"), -1.5)]:
+            labels = one(dumps({"id": 1, "ts": 5, "late": value}), late(), rule).label_N
+            assert labels is not None
+            assert labels.tolist() == [value]
+
+    def test_a_missing_label(self) -> None:
+        assert reason(b'{"id":1,"ts":5}', late()) == "label 'late': missing, not true, false, 0 or 1"
+
+
+class TestRejects:
+    @pytest.mark.parametrize(
+        ("value", "expected"),
+        [
+            (b"", "not JSON: Expecting value: line 1 column 1 (char 0)"),
+            (b"\xff\xfe{}", "not JSON: byte 0 is not UTF-8"),
+            (but()[:-1], "not JSON: Expecting ',' delimiter"),
+            (but() + but(), "not JSON: Extra data"),
+            ("\ufeff{}".encode(), "not JSON: Unexpected UTF-8 BOM"),
+            (json.dumps(GOOD).encode("utf-16"), "not JSON: byte 0 is not UTF-8"),
+            (b"[1]", "not an object: [1]"),
+            (b'":"', 'not an object: ":"'),
+            (b"NaN", "not an object: NaN"),
+            (b"9" * 4000, "not an object: 9999"),
+            (b"[" + b"9" * 4095, "not JSON: "),
+            (b"[" * 4096, "nested more than 32 levels deep"),
+            (but(u=b"")[:-3] + b"[" * 40 + b"]" * 40 + b"}", "nested more than 32 levels deep"),
+            (but(pad="x" * 5000), "value is 5117 bytes, more than max_message_bytes = 4096"),
+            (but()[:-1] + b', "id": "b"}', "duplicate key 'id'"),
+            (but()[:-1] + b',"x" :1}', "duplicate key 'x'"),
+            (but()[:-1] + b',"u":{"n":1,"n":2}}', "duplicate key 'n'"),
+            (b'{"\\ud800":1,"\\ud800":2}', "duplicate key '\\ud800'"),
+            (but(id="\ud800"), 'not JSON: a lone surrogate in "\\ud800"'),
+            (but(u=["\udc00"]), 'not JSON: a lone surrogate in "\\udc00"'),
+            (but(**{"\ud800": 1}), 'not JSON: a lone surrogate in "\\ud800"'),
+            (but(id=...), "key 'id': missing, not a non-empty string or an integer"),
+            (but(id=None), "key 'id': null, not"),
+            (but(id=""), "key 'id': \"\", not"),
+            (but(id=1.0), "key 'id': 1.0, not"),
+            (but(id=True), "key 'id': true, not"),
+            (but(id=["a" * 99]), "key 'id': [\"" + "a" * 58 + "…, not"),
+            (but(ts=...), "time 'ts': missing, not an integer (ms since the epoch)"),
+            (but(ts=None), "time 'ts': null, not"),
+            (but(ts=1e3), "time 'ts': 1000.0, not"),
+            (but(ts=True), "time 'ts': true, not"),
+            (but(ts="1"), "time 'ts': \"1\", not"),
+            (but(ts=-1), "time 'ts': -1 is negative"),
+            (but(ts=2**63), "time 'ts': 9223372036854775808 is too large"),
+            (but(ts=NOW + 300_001), f"time 'ts': {NOW + 300_001} is more than max_skew = 300000 ms ahead"),
+            (but(x=...), "column 'x': missing, but the column is not nullable"),
+            (but(x=None), "column 'x': null, but the column is not nullable"),
+            (but(x=float("nan")), "column 'x': NaN, but the column is not nullable"),
+            (but(x=True), "column 'x': true, not a number"),
+            (but(x="1"), "column 'x': \"1\", not a number"),
+            (but(x=[1]), "column 'x': [1], not a number"),
+            (but(x=1e39), "column 'x': 1e+39 is not finite as float32"),
+            (but(x=10**400), "column 'x': 1000"),
+            (but(x=1).replace(b'"x": 1', b'"x": 1e999'), "column 'x': Infinity is not finite as float32"),
+            (but(z=1).replace(b'"z": 1', b'"z": 1e999'), "column 'z': Infinity is not finite as float32"),
+            (but(z=float("inf")), "not JSON: Infinity"),
+            (but(z=float("-inf")), "not JSON: -Infinity"),
+            (but(z=False), "column 'z': false, not a number"),
+            (but(z=[float("nan")]), "not JSON: NaN within an object or array"),
+            (but(u=float("nan")), 'field "u": NaN, but it is not a numeric column'),
+            (but(size=float("nan")), 'field "size": NaN, but it is not a numeric column'),
+            (but(color=...), "column 'color': missing, but the column is not nullable"),
+            (but(color=None), "column 'color': null, but the column is not nullable"),
+            (but(color=1.5), "column 'color': 1.5, not a non-empty string or an integer"),
+            (but(color={}), "column 'color': {}, not"),
+            (but(size=""), "column 'size': \"\", not"),
+        ],
+    )
+    def test_every_rejection_says_precisely_why(self, value: bytes, expected: str) -> None:
+        assert reason(value).startswith(expected)
+
+    @pytest.mark.parametrize(
+        ("value", "expected"),
+        [(-0.5, "-0.5 is negative"), (None, "null, not a number"), (True, "true, not a number")],
+    )
+    def test_a_bad_weight(self, value: Any, expected: str) -> None:
+        assert reason(but(w=value), flights(weight="w")) == f"weight 'w': {expected}"
+
+    def test_a_nan_weight_or_label_is_bad_even_where_the_column_of_that_name_is_nullable(self) -> None:
+        assert "weight 'z'" in reason(but(z=float("nan")), flights(weight="z"))
+        assert "label 'z'" in reason(but(z=float("nan")), flights(label="z"), LabelRule(kind="number"))
+
+    def test_a_message_key_that_is_missing_or_no_text(self) -> None:
+        assert reason(but(), flights(key=None), key=None) == "key: the message has no key"
+        assert reason(but(), flights(key=None), key=b"") == "key: the message has no key"
+        assert reason(but(), flights(key=None), key=b"\xed\xa0\x80") == "key: the message key is not UTF-8"
+
+    def test_a_record_without_timestamp_is_bad_where_the_timestamp_is_the_event_time(self) -> None:
+        assert reason(but(), flights(time=None), timestamp=-1) == "time: the Kafka record has no timestamp"
+
+    def test_nesting_up_to_the_limit_is_fine(self) -> None:
+        for depth, bad in [(NESTING_MAX - 1, False), (NESTING_MAX, True)]:
+            lists = but(u=0).replace(b'"u": 0', b'"u": ' + b"[" * depth + b"]" * depth)
+            objects = but(u=0).replace(b'"u": 0', b'"u": ' + b'{"n":' * (depth - 1) + b"{}" + b"}" * (depth - 1))
+            decoded = JsonCodec(flights(), BINARY).decode(messages(lists, objects))
+            assert decoded.rejects.num_rows == 2 * bad
+
+    def test_a_reject_carries_the_start_of_the_value_and_its_whole_length(self) -> None:
+        huge = b"x" * (REJECT_RAW_BYTES_MAX + 1)
+        batch = Messages([1, 2], [10, 20], [b"\xff", None], [huge, None])
+        rejects = JsonCodec(flights(), BINARY).decode(batch).rejects.to_pylist()
+        assert [row.pop("reason")[:5] for row in rejects] == ["value", "key: "]
+        assert rejects[0] == {
+            "offset": 1,
+            "row": 0,
+            "timestamp": 10,
+            "key": b"\xff",
+            "value": huge[:REJECT_RAW_BYTES_MAX],
+            "value_bytes": len(huge),
+        }
+        assert rejects[1] == {
+            "offset": 2,
+            "row": 0,
+            "timestamp": 20,
+            "key": None,
+            "value": None,
+            "value_bytes": 0,
+        }
+
+
+class TestTwoPathsOneAnswer:
+    """The fast path may decline whatever it likes, but what it takes it decodes like the slow one."""
+
+    CONFIGS = (
+        flights(),
+        flights(key=None, time=None, weight="w", label="late"),
+        FeaturesConfig(topic="t", key="id", time="ts", numeric=["x", "y"]),
+        FeaturesConfig(topic="t", numeric=["x"]),
+        FeaturesConfig(topic="t", numeric=[{"name": "z", "nullable": True}]),
+        FeaturesConfig(topic="t", categorical=[{"name": "size", "nullable": True}]),
+        late(key="id"),
+        late(key=None, time=None),
+    )
+    RULES = (BINARY, LabelRule(kind="class", classes=3), LabelRule(kind="number"))
+
+    SCALARS = (
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.integers(-3, 3)
+        | st.floats()
+        | st.floats(width=32)
+        | st.sampled_from([0.0, -0.0, 1.0, 3.4028235677973366e38, 3.4028236e38, -(2**63), 2**64, NOW, 10**400])
+        | st.text()
+        | st.sampled_from(["", "a:b", '":', " :", "true", "\ud800", "red", "1"])
+    )
+    ITEMS = st.recursive(
+        SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=3)
+    )
+    NAMES = st.sampled_from([*GOOD, "w", "late", "other"]) | st.text(max_size=3)
+
+    def check(self, *values: bytes | None, key: bytes | None = b"k") -> None:
+        for config in self.CONFIGS:
+            for rule in self.RULES:
+                batch = messages(*values, key=key)
+                both, slow = JsonCodec(config, rule).decode(batch), SlowOnly(config, rule).decode(batch)
+                assert same_bits(both, slow)
+                assert both.events.num_rows + both.rejects.num_rows == len(values)
+
+    @settings(max_examples=150, deadline=None)
+    @given(st.binary(max_size=60), st.none() | st.binary(max_size=3))
+    def test_for_any_bytes(self, value: bytes, key: bytes | None) -> None:
+        self.check(value, key=key)
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.dictionaries(NAMES, ITEMS), st.booleans(), st.booleans())
+    def test_for_any_object(self, changes: dict[str, Any], ascii_only: bool, compact: bool) -> None:
+        text = json.dumps(
+            GOOD | {"w": 1.0, "late": 1} | changes,
+            ensure_ascii=ascii_only,
+            separators=(",", ":") if compact else None,
+        )
+        self.check(text.encode("utf-8", "surrogatepass"))
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.data())
+    def test_for_any_damage_to_good_messages(self, data: st.DataObject) -> None:
+        value = bytearray(but(w=0.5, late=1, u=[{"n": "a:b"}]) if data.draw(st.booleans()) else but())
+        scraps = st.sampled_from(
+            [b'"', b":", b",", b"{", b"}", b"[", b"]", b"\\", b" ", b"-", b"0", b"e9", b"NaN", b"true", b"null"]
+            + [b"-0", b"1e999", b'"x":1,', b'"x" :1,', b"\xff", b"\x00", b"\\ud800", b"Infinity", b"\xef\xbb\xbf"]
+        )
+        for _ in range(data.draw(st.integers(1, 3))):
+            start = data.draw(st.integers(0, len(value)))
+            stop = start + data.draw(st.integers(0, 3))
+            value[start:stop] = data.draw(scraps)
+        self.check(bytes(value), but(), None)
+
+    @settings(max_examples=100, deadline=None)
+    @given(st.lists(st.tuples(NAMES, SCALARS), max_size=6), st.sampled_from([b":", b" :", b"\t: ", b"\r\n:"]))
+    def test_for_any_repeated_keys(self, pairs: list[tuple[str, Any]], colon: bytes) -> None:
+        pairs = [*GOOD.items(), ("w", 1), ("late", 0), *pairs]
+        self.check(b"{" + b",".join(dumps(name) + colon + dumps(item) for name, item in pairs) + b"}")
+
+    def test_a_state_that_one_message_leaves_behind_does_not_touch_the_next(self) -> None:
+        values = [but(x=1), but(x=True), but(color=1), but(color=True), but(z=None), but(z=2), None, b"{"] * 3
+        together = JsonCodec(flights(), BINARY).decode(messages(*values))
+        for left, right in pairwise(range(0, len(values) + 1, 8)):
+            part = JsonCodec(flights(), BINARY).decode(messages(*values[left:right]))
+            assert together.events["features"].slice(part.events.num_rows * left // 8, part.events.num_rows).to_pylist()
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            orjson.dumps(GOOD),
+            but(),
+            but(z=None),
+            but(z=...),
+            but(size=None),
+            but(color=3),
+            but(at="2013-01-01T05:00", flag=True, tags=["a"]),
+        ],
+    )
+    def test_the_fast_path_takes_what_producers_usually_write(self, value: bytes) -> None:
+        assert FastOnly(flights(), BINARY).decode(messages(value)).events.num_rows == 1
