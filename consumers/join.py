@@ -112,9 +112,7 @@ class Join:
         while done < count:
             mine.reserve(min(count - done, mine.slab_rows))
             first = mine.next_row
-            done, stored, matched = kernel(
-                mine.rows, theirs.rows, rows, done, partition, rules, self.counts_PO, found
-            )
+            done, stored, matched = kernel(mine.rows, theirs.rows, rows, done, partition, rules, self.counts_PO, found)
             mine.store(first, found.inserted_N[:stored], kept)
             # gathered before a slab is evicted: it may hold these rows
             examples.append(self._gather(found.feature_N[:matched], found.label_N[:matched]))

@@ -69,9 +69,7 @@ class SlabTable:
         capacity: slabs that the arrays can hold; memory that was never used costs nothing.
     """
 
-    def __init__(
-        self, side: Side, layout: Mapping[str, np.dtype[Any]], slab_rows: int, capacity: int
-    ) -> None:
+    def __init__(self, side: Side, layout: Mapping[str, np.dtype[Any]], slab_rows: int, capacity: int) -> None:
         rows = capacity * slab_rows
         self.side = side
         self.slab_rows = slab_rows

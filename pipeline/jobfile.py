@@ -43,9 +43,7 @@ def load(path: Path, overrides: Sequence[str] = (), environment: Mapping[str, st
     for override in overrides:
         key, equals, raw = override.partition("=")
         if not equals:
-            raise ConfigError(
-                f"--set {override}: write it as table.key=value, for example learner.batch_size=512"
-            )
+            raise ConfigError(f"--set {override}: write it as table.key=value, for example learner.batch_size=512")
         draft.override(_flag_keys(key), _value(raw), f"--set {key}")
     try:
         return JobConfig.model_validate(draft.document)
@@ -68,9 +66,7 @@ class _Draft:
             raise ConfigError(f"{path}: not a text file in UTF-8 (byte {error.start})") from None
         except OSError as error:
             raise ConfigError(f"{path}: cannot read the job file: {error.strerror}") from None
-        self._places: dict[KeyPath, str] = {
-            keys: f"{path}:{line}" for keys, line in _lines_of_keys(text).items()
-        }
+        self._places: dict[KeyPath, str] = {keys: f"{path}:{line}" for keys, line in _lines_of_keys(text).items()}
 
     def override(self, keys: tuple[str, ...], value: Any, place: str) -> None:
         """Sets one key, making tables on the way. Raises ConfigError if a table is in fact a value."""
@@ -228,9 +224,7 @@ def _suggest(leaf: KeyPath, table: KeyPath) -> str:
     known = here
     if not table:
         tables = {key: _model_at((key,)) for key in here}
-        known = {
-            f"{key}.{name}": f"{key}.{name}" for key, at in tables.items() if at for name in at.model_fields
-        }
+        known = {f"{key}.{name}": f"{key}.{name}" for key, at in tables.items() if at for name in at.model_fields}
         known |= here
     close = difflib.get_close_matches(_dotted(leaf[len(table) :]), known, n=1)
     return f"did you mean '{known[close[0]]}'?" if close else f"allowed here: {', '.join(sorted(here))}"

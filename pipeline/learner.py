@@ -97,7 +97,7 @@ class Learner:
     def _block(self, features_NC: Float32s) -> Tensor:
         """Rows in the one block that every forward uses, so that memory alignment cannot change a bit."""
         rows = len(features_NC)
-        self._block_BC[:rows] = torch.from_numpy(features_NC)
+        self._block_BC.numpy()[:rows] = features_NC
         self._block_BC[rows:] = 0
         return self._block_BC.to(self.device)
 

@@ -116,7 +116,8 @@ class Drift:
     """ADWIN on the error of the prequential score, PSI of every column, and the categories never seen before.
 
     The error is 0 or 1 for classes. For a regression it is |score - label| over a bound, clipped at 1; the
-    bound is 10 times the mean error in ADWIN's window or the median one of the batch, whichever is greater.
+    bound is 10 times the mean error in ADWIN's window or the median one of the batch (the mean if that is 0),
+    whichever is greater.
     When the bound moves, the window is rescaled with it, so that a change of the bound alone is never taken
     for a change of the error.
     """
@@ -204,9 +205,10 @@ class Drift:
 
     def _scaled(self, errors_N: Float64s) -> Float64s:
         old, middle = float(self._bound[0]), len(errors_N) // 2
-        new = _BOUND * max(self._adwin.mean * old, float(np.partition(errors_N, middle)[middle]))
+        usual = float(np.partition(errors_N, middle)[middle]) or float(errors_N.mean())
+        new = _BOUND * max(self._adwin.mean * old, usual)
         if new == 0:
-            return np.minimum(errors_N, 0.0)
+            return errors_N  # all are 0
         self._adwin.rescale(old / new)
         self._bound[0] = new
         return np.minimum(errors_N / new, 1.0)

@@ -22,19 +22,20 @@ class StatusFile:
         self._name = name
         self._written_at = float("-inf")
         self._first_span_at: float | None = None
-        self._last_span_at = 0.0
+        self._last_entry_at = 0.0
+        self._seen_at = time.monotonic()
         self._rows_then: tuple[float, int] | None = None
         self._rate = 0.0
-        self._dead_letters = 0
         self._waits_for = ""
 
     def seen(self, entry: Entry | Wait) -> bool:
         """Notes an applied entry. True once a second: then `write` is due."""
         now = time.monotonic()
-        if isinstance(entry, Span):
-            self._first_span_at = self._first_span_at or now
-            self._last_span_at = now
-            self._dead_letters += entry.rejects.num_rows
+        if isinstance(entry, Span) and self._first_span_at is None:
+            self._first_span_at = self._seen_at  # when the entry before was done: this one was applied since
+        if not isinstance(entry, Wait):
+            self._last_entry_at = now
+        self._seen_at = now
         self._waits_for = entry.reason if isinstance(entry, Wait) else ""
         return now - self._written_at >= INTERVAL_S
 
@@ -45,7 +46,7 @@ class StatusFile:
         if self._rows_then is not None and now > self._rows_then[0]:
             self._rate = (state.trained - self._rows_then[1]) / (now - self._rows_then[0])
         self._rows_then = (now, state.trained)
-        seconds = self._last_span_at - self._first_span_at if self._first_span_at else 0.0
+        seconds = self._last_entry_at - self._first_span_at if self._first_span_at else 0.0
         document = {
             "pid": os.getpid(),
             "name": self._name,

@@ -196,8 +196,8 @@ def _constant(text: str) -> float:
 
 def _check_nested(document: object) -> None:
     """Depth, text and NaN, level by level: the parser's own limit depends on who calls it."""
-    level = [document]
-    for depth in range(NESTING_MAX + 1):
+    level, depth = [document], 0
+    while level:
         inner: list[object] = []
         for item in level:
             if isinstance(item, dict):
@@ -208,10 +208,9 @@ def _check_nested(document: object) -> None:
                 _check_text(item)
             elif depth > 1 and fields.is_nan(item):
                 raise Reject("not JSON: NaN within an object or array")
-        if not inner:
-            return
-        level = inner
-    raise Reject(_TOO_DEEP)
+            if depth == NESTING_MAX and isinstance(item, dict | list):
+                raise Reject(_TOO_DEEP)
+        level, depth = inner, depth + 1
 
 
 def _check_text(text: str) -> None:

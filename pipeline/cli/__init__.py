@@ -34,9 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     # Inside the function: the commands' modules are no part of what `import pipeline.cli` costs or needs.
     from pipeline.cli import broker, config, demo, doctor, replay, run, status
 
-    parser = argparse.ArgumentParser(
-        prog="evertrain", description="Trains PyTorch models without end on Kafka topics."
-    )
+    parser = argparse.ArgumentParser(prog="evertrain", description="Trains PyTorch models without end on Kafka topics.")
     parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in (run, demo, broker, replay, status, doctor, config):

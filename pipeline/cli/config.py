@@ -14,9 +14,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser("config", help="shows or checks a job file")
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     show = actions.add_parser("show", help="prints every key with the value it has in the end")
-    validate = actions.add_parser(
-        "validate", help="says whether the job file is right, or what is wrong where"
-    )
+    validate = actions.add_parser("validate", help="says whether the job file is right, or what is wrong where")
     for action, run in ((show, _show), (validate, _validate)):
         add_job_options(action)
         add_output_option(action)

@@ -46,9 +46,7 @@ class Check:
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds `doctor`."""
-    parser = subparsers.add_parser(
-        "doctor", help="checks Kafka, topics, MLflow, disk, torch and CUDA for a job"
-    )
+    parser = subparsers.add_parser("doctor", help="checks Kafka, topics, MLflow, disk, torch and CUDA for a job")
     add_job_options(parser)
     add_output_option(parser)
     parser.set_defaults(run=_run)
@@ -117,9 +115,7 @@ def check_mlflow(uri: str) -> Check:
     path = Path(rest.removeprefix("/").partition("?")[0])
     place = path if path.exists() else _nearest(path.parent)
     if not os.access(place, os.W_OK):
-        return Check(
-            "mlflow", Verdict.FAILED, f"{place} cannot be written; choose another registry.tracking_uri"
-        )
+        return Check("mlflow", Verdict.FAILED, f"{place} cannot be written; choose another registry.tracking_uri")
     return Check("mlflow", Verdict.OK, f"SQLite store at {path}")
 
 
@@ -131,9 +127,7 @@ def _check_mlflow_server(uri: str) -> Check:
     host = urlsplit(uri).hostname or uri  # without any password
     try:
         with urlopen(f"{uri.rstrip('/')}/health", timeout=TIMEOUT_S) as response:
-            return Check(
-                "mlflow", Verdict.OK, f"{host} answers: {response.read(80).decode(errors='replace')}"
-            )
+            return Check("mlflow", Verdict.OK, f"{host} answers: {response.read(80).decode(errors='replace')}")
     except (URLError, OSError, ValueError) as error:
         advice = "training works without it; versions appear once it is back"
         return Check("mlflow", Verdict.UNREACHABLE, f"{host}: {error}; {advice}")
@@ -147,9 +141,7 @@ def check_torch(device: str) -> Check:
     if torch.cuda.is_available():
         return Check("torch", Verdict.OK, f"{found}, CUDA on {torch.cuda.get_device_name()}")
     if device == "cuda":
-        return Check(
-            "torch", Verdict.FAILED, f'{found} sees no CUDA device; set learner.device = "auto" or "cpu"'
-        )
+        return Check("torch", Verdict.FAILED, f'{found} sees no CUDA device; set learner.device = "auto" or "cpu"')
     return Check("torch", Verdict.OK, f"{found}, on the CPU (no CUDA device)")
 
 
@@ -166,16 +158,12 @@ def check_kafka(job: JobConfig, now_ms: int) -> Iterator[Check]:
         advice = "is the broker running, and bootstrap.servers right?"
         yield Check("kafka", Verdict.UNREACHABLE, f"{servers}: {error.args[0].str()}; {advice}")
         return
-    yield Check(
-        "kafka", Verdict.OK, f"{servers}: {len(metadata.brokers)} broker(s), cluster {metadata.cluster_id}"
-    )
+    yield Check("kafka", Verdict.OK, f"{servers}: {len(metadata.brokers)} broker(s), cluster {metadata.cluster_id}")
     sources = [job.features.topic] + ([job.labels.topic] if job.labels else [])
     for topic in (*sources, job.dead_letters.topic):
         found = metadata.topics.get(topic)
         if found is None or found.error is not None:
-            yield Check(
-                f"topic {topic}", Verdict.UNREACHABLE, "does not exist; create it, or correct the job file"
-            )
+            yield Check(f"topic {topic}", Verdict.UNREACHABLE, "does not exist; create it, or correct the job file")
             continue
         partitions = len(found.partitions)
         yield Check(f"topic {topic}", Verdict.OK, f"{partitions} partition(s)")
@@ -204,9 +192,7 @@ def _check_retention(admin: AdminClient, topic: str, partitions: int, now_ms: in
         return Check(name, Verdict.OK, f"kept for ever; {newest}")
     kept = f"records are deleted {_span(retention_ms)} after their timestamp; {newest}"
     if 0 <= newest_ms < now_ms - retention_ms:
-        return Check(
-            name, Verdict.FAILED, f"{kept}: all of them are about to be deleted; set retention.ms=-1"
-        )
+        return Check(name, Verdict.FAILED, f"{kept}: all of them are about to be deleted; set retention.ms=-1")
     return Check(name, Verdict.OK, f"{kept}; set retention.ms=-1 to replay old event times")
 
 

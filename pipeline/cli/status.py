@@ -37,9 +37,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     where = parser.add_mutually_exclusive_group(required=True)
     add_job_options(parser, config_group=where)
     where.add_argument("--state-dir", type=Path, metavar="DIR", help="the job's state directory")
-    parser.add_argument(
-        "--check", action="store_true", help="exit with 4 unless the job is running and not on hold"
-    )
+    parser.add_argument("--check", action="store_true", help="exit with 4 unless the job is running and not on hold")
     add_output_option(parser)
     parser.set_defaults(run=_run)
 

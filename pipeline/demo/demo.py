@@ -70,6 +70,7 @@ batch_size = 256
 every = "5000 rows"
 frozen_after = {frozen_after}  # 10 % of the rows: a copy that learns no more, to see what learning is worth
 compare_after = {compare_after}  # live against frozen over the last half
+reference_rows = 30000  # drift against the first month
 
 [snapshot]
 every = "{snapshot_every} rows"

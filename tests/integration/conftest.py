@@ -51,7 +51,7 @@ class MLflowServer:
 
 
 @pytest.fixture
-def stopped_mlflow_server(tmp_path):
+def mlflow_server(tmp_path):
     """A server that was not started yet."""
     path = tmp_path / "mlflow"
     path.mkdir()
@@ -60,6 +60,15 @@ def stopped_mlflow_server(tmp_path):
     server.stop()
 
 
-@pytest.fixture
-def mlflow_server(stopped_mlflow_server):
-    return stopped_mlflow_server.start()
+@pytest.fixture(scope="session")
+def start_mlflow_server(tmp_path_factory):
+    """Starts servers that live as long as the session."""
+    servers = []
+
+    def start():
+        servers.append(MLflowServer(tmp_path_factory.mktemp("mlflow")).start())
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()

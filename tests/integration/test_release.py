@@ -40,7 +40,7 @@ REJECT = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def bootstrap():
     """The mock cluster inside librdkafka."""
     cluster = Producer({"bootstrap.servers": "none", "test.mock.num.brokers": 1, "log_level": 2})
@@ -118,14 +118,7 @@ class Trainer:
         with torch.inference_mode():
             scores_B = scorer(features_BC)
         weights = {f"model.{name}": tensor for name, tensor in scorer.module.state_dict().items()}
-        return safetensors.torch.save(
-            weights | {"check.features": features_BC, "check.scores": scores_B.clone()}
-        )
-
-    def release_all(self):
-        self.releaser.start()
-        assert self.releaser.drain(WAIT_S), self.releaser.status()
-        self.releaser.close()
+        return safetensors.torch.save(weights | {"check.features": features_BC, "check.scores": scores_B.clone()})
 
     def check_block(self, sequence):
         tensors = safetensors.torch.load(self.store.get(self.store.manifest(sequence)["owed"]["version"]))
@@ -138,9 +131,7 @@ def point(sequence):
 
 
 def rejects_blob(rejects):
-    schema = pa.schema(
-        [*REJECTS, ("topic", pa.string()), ("topic_id", pa.string()), ("partition", pa.int32())]
-    )
+    schema = pa.schema([*REJECTS, ("topic", pa.string()), ("topic_id", pa.string()), ("partition", pa.int32())])
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, schema) as writer:
         writer.write_table(pa.Table.from_pylist(list(rejects), schema=schema))
@@ -179,104 +170,6 @@ def logged_steps(client):
     return sorted(metric.step for metric in client.get_metric_history(run.info.run_id, "live/auc"))
 
 
-@pytest.fixture
-def sqlite_trainer(tmp_path, bootstrap):
-    trainer = Trainer(tmp_path, bootstrap, f"sqlite:///{tmp_path}/mlflow.db")
-    yield trainer
-    trainer.releaser.close()
-
-
-@pytest.fixture
-def server_trainer(tmp_path, bootstrap, mlflow_server):
-    trainer = Trainer(tmp_path, bootstrap, mlflow_server.uri)
-    yield trainer
-    trainer.releaser.close()
-
-
-@pytest.fixture(params=["sqlite", "server"])
-def trainer(request):
-    return request.getfixturevalue(f"{request.param}_trainer")
-
-
-def test_everything_owed_appears_once_though_all_markers_are_lost(trainer):
-    for sequence in range(4):
-        trainer.commit(sequence, version=sequence in (1, 3))
-    trainer.release_all()
-    assert released(trainer.state_dir) == 3
-    for sink in SINKS:
-        (trainer.state_dir / "release" / sink).unlink()
-    assert released(trainer.state_dir) == -1
-    trainer.release_all()
-
-    client = client_of(trainer)
-    versions = client.search_model_versions(f"name = '{NAME}'")
-    assert sorted(version.tags["snapshot_id"] for version in versions) == [f"{LINEAGE}-1", f"{LINEAGE}-3"]
-    assert client.get_registered_model(NAME).aliases == {"champion": 2, "challenger": 2, "previous": 1}
-    assert logged_steps(client) == [1000, 2000, 3000]
-    (run,) = runs(client)
-    assert run.info.status == "FINISHED"
-    assert len(client.search_logged_models([run.info.experiment_id])) == 2
-
-
-def test_a_version_says_what_it_is_and_scores_as_the_trainer_did(trainer):
-    trainer.commit(0)
-    trainer.commit(1, version=True)
-    trainer.release_all()
-
-    version = client_of(trainer).get_model_version_by_alias(NAME, "champion")
-    assert json.loads(version.tags["offsets"]) == {"flights.features[0]": "0-100"}
-    assert version.tags["lineage"] == LINEAGE
-    assert version.tags["rows_trained"] == "1000"
-    assert version.tags["watermark"] == "2013-01-01T00:26:40+00:00"
-    assert version.tags["config_sha256"] == trainer.job.sha256()
-    assert version.tags["live/auc"] == "0.61"
-    assert "| auc | 0.6100 | 0.6000 |" in version.description
-
-    uri = f"models:/{NAME}/{version.version}"
-    features_BC, scores_B = trainer.check_block(1)
-    loaded, function = mlflow.pytorch.load_model(uri), mlflow.pyfunc.load_model(uri)
-    with torch.inference_mode():
-        assert loaded(features_BC).numpy().tobytes() == scores_B.numpy().tobytes()
-        assert function.predict(features_BC.numpy()).tobytes() == scores_B.numpy().tobytes()
-        for rows in (1, 3, 1000):
-            more_NC = features_BC.repeat(16, 1)[:rows]
-            expected_N = scores_B.repeat(16)[:rows]
-            np.testing.assert_allclose(loaded(more_NC), expected_N, rtol=0, atol=1e-6)
-            np.testing.assert_allclose(function.predict(more_NC.numpy()), expected_N, rtol=0, atol=1e-6)
-
-
-def test_the_code_in_the_description_scores_rows(sqlite_trainer):
-    sqlite_trainer.commit(0, version=True)
-    sqlite_trainer.release_all()
-    description = client_of(sqlite_trainer).get_model_version_by_alias(NAME, "champion").description
-    code = description.partition("```python\n")[2].partition("```")[0]
-    names = {"rows": [{"distance": 100, "delay": None, "carrier": "AA"}, {"distance": 9, "carrier": 7}]}
-    exec(code, names)
-    assert names["scores"].shape == (2,)
-    assert pipeline.encode(names["rows"], names["columns"]).shape == (2, 3)
-
-
-def test_training_goes_on_without_mlflow_and_everything_appears_later_once(
-    tmp_path, bootstrap, stopped_mlflow_server
-):
-    trainer = Trainer(tmp_path, bootstrap, stopped_mlflow_server.uri)
-    trainer.commit(0)
-    trainer.releaser.start()
-    trainer.commit(1, rejects=[REJECT], version=True)
-    trainer.commit(2, version=True)
-    lines = until(lambda: read_marker(trainer.state_dir, "dead_letters") == 2, trainer)
-    lines += until(lambda: trainer.releaser.status()["sinks"]["registry"]["error"], trainer)
-    assert any("training goes on" in line for line in lines)
-    assert released(trainer.state_dir) == -1
-
-    stopped_mlflow_server.start()
-    assert trainer.releaser.drain(WAIT_S), trainer.releaser.status()
-    trainer.releaser.end(6)
-    client = client_of(trainer)
-    assert len(client.search_model_versions(f"name = '{NAME}'")) == 2
-    assert logged_steps(client) == [1000, 2000]
-
-
 def until(condition, trainer):
     """Waits, as the trainer's loop does, and returns the lines that it would log."""
     lines = []
@@ -289,11 +182,90 @@ def until(condition, trainer):
     return lines
 
 
-def test_a_dead_letter_carries_its_coordinates_its_reason_and_the_original_bytes(sqlite_trainer, bootstrap):
-    sqlite_trainer.commit(0)
-    sqlite_trainer.commit(1, rejects=[REJECT, REJECT | {"row": 1, "key": None, "value": None}])
-    sqlite_trainer.release_all()
-    first, second = sorted(read_all(bootstrap, "flights.dead"), key=lambda letter: letter.headers()[0])
+@pytest.fixture(scope="module", params=["sqlite", "server"])
+def trainer(request, tmp_path_factory, bootstrap, start_mlflow_server):
+    """Four snapshots, released by a process that is killed once, and again after all markers were lost."""
+    path = tmp_path_factory.mktemp(request.param)
+    uri = start_mlflow_server().uri if request.param == "server" else f"sqlite:///{path}/mlflow.db"
+    trainer = Trainer(path, bootstrap, uri)
+    trainer.commit(0)
+    trainer.releaser.start()
+    first = trainer.releaser.pid
+    trainer.commit(1, version=True)
+    trainer.commit(2, rejects=[REJECT, REJECT | {"row": 1, "key": None, "value": None}])
+    os.kill(first, 9)
+    lines = until(lambda: trainer.releaser.pid not in (None, first), trainer)
+    assert any("exit code -9" in line for line in lines)
+    trainer.commit(3, version=True)
+    assert trainer.releaser.drain(WAIT_S), trainer.releaser.status()
+    trainer.releaser.close()
+    assert released(trainer.state_dir) == 3
+    for sink in SINKS:
+        (trainer.state_dir / "release" / sink).unlink()
+    assert released(trainer.state_dir) == -1
+    trainer.releaser.start()
+    assert trainer.releaser.drain(WAIT_S), trainer.releaser.status()
+    trainer.releaser.close()
+    return trainer
+
+
+@pytest.fixture
+def new_trainer(tmp_path, bootstrap):
+    trainer = Trainer(tmp_path, bootstrap, f"sqlite:///{tmp_path}/mlflow.db")
+    yield trainer
+    trainer.releaser.close()
+
+
+def test_everything_owed_appears_once_though_the_process_was_killed_and_the_markers_lost(trainer):
+    client = client_of(trainer)
+    versions = client.search_model_versions(f"name = '{NAME}'")
+    assert sorted(version.tags["snapshot_id"] for version in versions) == [f"{LINEAGE}-1", f"{LINEAGE}-3"]
+    assert client.get_registered_model(NAME).aliases == {"champion": 2, "challenger": 2, "previous": 1}
+    assert logged_steps(client) == [1000, 2000, 3000]
+    (run,) = runs(client)
+    assert run.info.status == "FINISHED"
+    assert len(client.search_logged_models([run.info.experiment_id])) == 2
+
+
+def test_a_version_says_what_it_is_made_of(trainer):
+    version = client_of(trainer).get_model_version_by_alias(NAME, "previous")
+    assert json.loads(version.tags["offsets"]) == {"flights.features[0]": "0-100"}
+    assert version.tags["lineage"] == LINEAGE
+    assert version.tags["rows_trained"] == "1000"
+    assert version.tags["watermark"] == "2013-01-01T00:26:40+00:00"
+    assert version.tags["config_sha256"] == trainer.job.sha256()
+    assert version.tags["live/auc"] == "0.61"
+    assert "| auc | 0.6100 | 0.6000 |" in version.description
+
+
+def test_a_version_loaded_back_scores_as_the_trainer_did(trainer):
+    features_BC, scores_B = trainer.check_block(3)
+    client_of(trainer)
+    uri = f"models:/{NAME}@champion"
+    loaded, function = mlflow.pytorch.load_model(uri), mlflow.pyfunc.load_model(uri)
+    with torch.inference_mode():
+        assert loaded(features_BC).numpy().tobytes() == scores_B.numpy().tobytes()
+        assert function.predict(features_BC.numpy()).tobytes() == scores_B.numpy().tobytes()
+        for rows in (1, 3, 1000):
+            more_NC = features_BC.repeat(16, 1)[:rows]
+            expected_N = scores_B.repeat(16)[:rows]
+            np.testing.assert_allclose(loaded(more_NC), expected_N, rtol=0, atol=1e-6)
+            np.testing.assert_allclose(function.predict(more_NC.numpy()), expected_N, rtol=0, atol=1e-6)
+
+
+def test_the_code_in_a_description_scores_rows(trainer):
+    description = client_of(trainer).get_model_version_by_alias(NAME, "champion").description
+    code = description.partition("```python\n")[2].partition("```")[0]
+    names = {"rows": [{"distance": 100, "delay": None, "carrier": "AA"}, {"distance": 9, "carrier": 7}]}
+    exec(code, names)
+    assert names["scores"].shape == (2,)
+    assert pipeline.encode(names["rows"], names["columns"]).shape == (2, 3)
+
+
+def test_a_dead_letter_carries_its_coordinates_its_reason_and_the_original_bytes(trainer, bootstrap):
+    letters = {dict(letter.headers())["evertrain.id"]: letter for letter in read_all(bootstrap, "flights.dead")}
+    assert letters.keys() == {b"topic-id:1:17:0", b"topic-id:1:17:1"}
+    first, second = letters[b"topic-id:1:17:0"], letters[b"topic-id:1:17:1"]
     assert first.key() == REJECT["key"]
     assert first.value() == REJECT["value"]
     assert dict(first.headers()) == {
@@ -311,65 +283,62 @@ def test_a_dead_letter_carries_its_coordinates_its_reason_and_the_original_bytes
     assert second.value() is None
 
 
-def test_the_group_shows_how_far_the_learner_is(sqlite_trainer, bootstrap):
-    sqlite_trainer.commit(0)
-    sqlite_trainer.commit(1)
-    sqlite_trainer.release_all()
+def test_the_group_shows_how_far_the_learner_is(trainer, bootstrap):
     consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": f"evertrain-{NAME}"})
     (committed,) = consumer.committed([TopicPartition("flights.features", 0)], timeout=10)
     consumer.close()
-    assert committed.offset == 100
+    assert committed.offset == 300
 
 
-def test_end_marks_the_run_finished_and_leaves_no_process(sqlite_trainer):
-    sqlite_trainer.commit(0)
-    sqlite_trainer.releaser.start()
-    until(lambda: released(sqlite_trainer.state_dir) == 0, sqlite_trainer)
-    client = client_of(sqlite_trainer)
+def test_training_goes_on_without_mlflow_and_everything_appears_later_once(tmp_path, bootstrap, mlflow_server):
+    trainer = Trainer(tmp_path, bootstrap, mlflow_server.uri)
+    trainer.commit(0)
+    trainer.releaser.start()
+    trainer.commit(1, rejects=[REJECT], version=True)
+    trainer.commit(2, version=True)
+    lines = until(lambda: read_marker(trainer.state_dir, "dead_letters") == 2, trainer)
+    lines += until(lambda: trainer.releaser.status()["sinks"]["registry"]["error"], trainer)
+    assert any("training goes on" in line for line in lines)
+    assert released(trainer.state_dir) == -1
+
+    mlflow_server.start()
+    assert trainer.releaser.drain(WAIT_S), trainer.releaser.status()
+    trainer.releaser.end(6)
+    client = client_of(trainer)
+    assert len(client.search_model_versions(f"name = '{NAME}'")) == 2
+    assert logged_steps(client) == [1000, 2000]
+
+
+def test_a_run_is_running_while_a_trainer_lives_and_finished_after_it(new_trainer):
+    trainer = new_trainer
+    trainer.commit(0)
+    trainer.releaser.start()
+    until(lambda: read_marker(trainer.state_dir, "metrics") == 0, trainer)
+    client = client_of(trainer)
     assert [run.info.status for run in runs(client)] == ["RUNNING"]
-    pid = sqlite_trainer.releaser.pid
-    sqlite_trainer.releaser.end(6)
-    assert sqlite_trainer.releaser.poll() is None
+    pid = trainer.releaser.pid
+    trainer.releaser.end(6)
+    assert trainer.releaser.poll() is None
     assert [run.info.status for run in runs(client)] == ["FINISHED"]
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+    trainer.releaser.start()
+    until(lambda: [run.info.status for run in runs(client)] == ["RUNNING"], trainer)
 
 
-def test_a_trainer_that_comes_back_marks_the_run_running_again(sqlite_trainer):
-    sqlite_trainer.commit(0)
-    sqlite_trainer.release_all()
-    sqlite_trainer.releaser.start()
-    client = client_of(sqlite_trainer)
-    until(lambda: [run.info.status for run in runs(client)] == ["RUNNING"], sqlite_trainer)
-
-
-def test_a_killed_releaser_is_started_again_and_nothing_is_lost_or_doubled(sqlite_trainer):
-    sqlite_trainer.commit(0)
-    sqlite_trainer.releaser.start()
-    first = sqlite_trainer.releaser.pid
-    sqlite_trainer.commit(1, version=True)
-    os.kill(first, 9)
-    lines = until(lambda: sqlite_trainer.releaser.pid not in (None, first), sqlite_trainer)
-    assert any("exit code -9" in line for line in lines)
-    assert sqlite_trainer.releaser.drain(WAIT_S)
-    assert len(client_of(sqlite_trainer).search_model_versions(f"name = '{NAME}'")) == 1
-
-
-def test_a_model_that_does_not_score_its_check_block_waits_with_a_clear_error(sqlite_trainer):
-    blob = sqlite_trainer.version_blob
-    sqlite_trainer.version_blob = lambda sequence: damaged(blob(sequence))
-    sqlite_trainer.commit(0, version=True)
-    sqlite_trainer.releaser.start()
-    lines = until(
-        lambda: sqlite_trainer.releaser.status()["sinks"].get("registry", {}).get("error"), sqlite_trainer
-    )
-    lines += until(lambda: read_marker(sqlite_trainer.state_dir, "metrics") == 0, sqlite_trainer)
-    error = sqlite_trainer.releaser.status()["sinks"]["registry"]["error"]
+def test_a_model_that_does_not_score_its_check_block_waits_with_a_clear_error(new_trainer):
+    blob = new_trainer.version_blob
+    new_trainer.version_blob = lambda sequence: last_bit_off(blob(sequence))
+    new_trainer.commit(0, version=True)
+    new_trainer.releaser.start()
+    until(lambda: new_trainer.releaser.status()["sinks"].get("registry", {}).get("error"), new_trainer)
+    error = new_trainer.releaser.status()["sinks"]["registry"]["error"]
     assert f"{LINEAGE}-0: the exported model does not score its check block as the trainer did" in error
-    assert read_marker(sqlite_trainer.state_dir, "registry") == -1
+    assert read_marker(new_trainer.state_dir, "registry") == -1
+    assert read_marker(new_trainer.state_dir, "metrics") == 0
 
 
-def damaged(blob):
+def last_bit_off(blob):
     tensors = safetensors.torch.load(blob)
     tensors["check.scores"] = torch.nextafter(tensors["check.scores"], torch.ones(()))
     return safetensors.torch.save(tensors)

@@ -71,8 +71,7 @@ def test_a_module_imports_only_what_its_layer_may(module: str) -> None:
 
 def test_no_module_is_imported_in_a_circle() -> None:
     graph = {
-        module: {name for name, at_import in imported(path, module) if at_import and name in MODULES}
-        - {module}
+        module: {name for name, at_import in imported(path, module) if at_import and name in MODULES} - {module}
         for module, path in MODULES.items()
     }
     list(TopologicalSorter(graph).static_order())  # raises CycleError, which shows the circle

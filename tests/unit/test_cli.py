@@ -125,9 +125,7 @@ class TestConfig:
         assert load(again, environment={}) == load(job_file, environment={})
 
     @pytest.mark.parametrize("output", ["text", "json"])
-    def test_secrets_are_not_shown(
-        self, output: str, job_file: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_secrets_are_not_shown(self, output: str, job_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["config", "show", "-c", str(job_file), "-o", output]) == 0
         shown = capsys.readouterr().out
         assert "***" in shown
@@ -143,9 +141,7 @@ class TestConfig:
         self, job_file: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert main(["config", "validate", "-c", str(job_file), "--set", "learner.btch_size=8"]) == 2
-        expected = (
-            "--set learner.btch_size: unknown key 'learner.btch_size'; did you mean 'learner.batch_size'?"
-        )
+        expected = "--set learner.btch_size: unknown key 'learner.btch_size'; did you mean 'learner.batch_size'?"
         assert capsys.readouterr() == ("", f"evertrain: error: {expected}\n")
 
 
@@ -164,15 +160,11 @@ class TestStatus:
         assert status.read_status(state_dir, NOW_MS + 1000)["running"]
 
     @pytest.mark.parametrize(("pid", "age_ms"), [(2**22 + 1, 0), (os.getpid(), status.STALE_MS)])
-    def test_a_dead_process_or_an_old_status_means_not_running(
-        self, state_dir: Path, pid: int, age_ms: int
-    ) -> None:
+    def test_a_dead_process_or_an_old_status_means_not_running(self, state_dir: Path, pid: int, age_ms: int) -> None:
         write_live(state_dir, pid=pid)
         assert not status.read_status(state_dir, NOW_MS + age_ms)["running"]
 
-    def test_a_process_of_another_user_is_alive(
-        self, monkeypatch: pytest.MonkeyPatch, state_dir: Path
-    ) -> None:
+    def test_a_process_of_another_user_is_alive(self, monkeypatch: pytest.MonkeyPatch, state_dir: Path) -> None:
         def kill(pid: int, signal: int) -> None:
             raise PermissionError
 
@@ -249,9 +241,7 @@ def topic_metadata() -> SimpleNamespace:
     return SimpleNamespace(partitions={0: None, 1: None}, error=None)
 
 
-def kafka_report(
-    admin: FakeAdmin, monkeypatch: pytest.MonkeyPatch, job_file: Path
-) -> dict[str, tuple[str, str]]:
+def kafka_report(admin: FakeAdmin, monkeypatch: pytest.MonkeyPatch, job_file: Path) -> dict[str, tuple[str, str]]:
     monkeypatch.setattr("confluent_kafka.admin.AdminClient", lambda _: admin)
     checks = doctor.check_kafka(load(job_file, environment={}), NOW_MS)
     return {check.name: (check.verdict.value, check.message) for check in checks}
@@ -323,9 +313,7 @@ class TestDoctor:
         assert report["retention f"][0] == verdict
         assert words in report["retention f"][1]
 
-    def test_a_broker_that_does_not_tell_is_a_warning(
-        self, monkeypatch: pytest.MonkeyPatch, job_file: Path
-    ) -> None:
+    def test_a_broker_that_does_not_tell_is_a_warning(self, monkeypatch: pytest.MonkeyPatch, job_file: Path) -> None:
         from confluent_kafka import KafkaError, KafkaException
 
         def refuse(*_: object, **__: object) -> None:
@@ -336,9 +324,7 @@ class TestDoctor:
         assert kafka_report(admin, monkeypatch, job_file)["retention f"][0] == "warning"
 
     def test_a_missing_distribution_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(
-            "importlib.metadata.requires", lambda _: ["no-such-thing>=1", 'x; extra == "dev"']
-        )
+        monkeypatch.setattr("importlib.metadata.requires", lambda _: ["no-such-thing>=1", 'x; extra == "dev"'])
         assert doctor.check_python().message == "not installed: no-such-thing; run `make setup`"
 
     def test_a_full_disk_fails(self, tmp_path: Path) -> None:
@@ -347,9 +333,7 @@ class TestDoctor:
         assert check.verdict is Verdict.FAILED
         assert "lower join.memory" in check.message
 
-    def test_a_directory_that_cannot_be_written_fails(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_directory_that_cannot_be_written_fails(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, "access", lambda *_: False)
         assert doctor.check_disk(tmp_path, 1).verdict is Verdict.FAILED
         assert doctor.check_mlflow(f"sqlite:///{tmp_path}/mlflow.db").verdict is Verdict.FAILED

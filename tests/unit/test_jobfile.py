@@ -204,9 +204,7 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
         ("job.name.first=x", "--set job.name.first: 'job.name' is not a table, it has no keys"),
     ],
 )
-def test_a_flag_of_the_wrong_form_says_which_form_is_right(
-    job_file: Path, override: str, expected: str
-) -> None:
+def test_a_flag_of_the_wrong_form_says_which_form_is_right(job_file: Path, override: str, expected: str) -> None:
     assert problems(job_file, override) == [expected]
 
 

@@ -39,9 +39,7 @@ def insert(table: SlabTable, keys: range, time: int = 0) -> None:
     first = table.next_row
     counts_PO = np.zeros((1, 9), np.int64)
     others = new_table(Side.FEATURES)
-    done, stored, _ = apply_labels(
-        table.rows, others.rows, events, 0, 0, Rules(10, -100, False), counts_PO, found
-    )
+    done, stored, _ = apply_labels(table.rows, others.rows, events, 0, 0, Rules(10, -100, False), counts_PO, found)
     assert done == stored == count
     table.store(first, found.inserted_N, {"offset": np.arange(count), "row": np.zeros(count, np.int32)})
 
