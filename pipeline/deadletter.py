@@ -72,7 +72,8 @@ def send(settings: Mapping[str, Any], topic: str, rejects: bytes, lineage: str) 
 
 def headers(letter: Mapping[str, Any], lineage: str) -> list[tuple[str, bytes]]:
     """Where a dead letter came from, and why."""
-    where = f"{letter['topic_id']}:{letter['partition']}:{letter['offset']}:{letter['row']}"
+    topic = letter["topic_id"] or letter["topic"]  # a broker without topic ids: the mock cluster
+    where = f"{topic}:{letter['partition']}:{letter['offset']}:{letter['row']}"
     names = ("topic", "partition", "offset", "row", "reason", "value_bytes", "timestamp")
     named = {"evertrain.id": where, **{name: str(letter[name]) for name in names}, "lineage": lineage}
     return [(name, text.encode()) for name, text in named.items()]

@@ -117,9 +117,8 @@ class Drift:
 
     The error is 0 or 1 for classes. For a regression it is |score - label| over a bound, clipped at 1; the
     bound is 10 times the mean error in ADWIN's window or the median one of the batch (the mean if that is 0),
-    whichever is greater.
-    When the bound moves, the window is rescaled with it, so that a change of the bound alone is never taken
-    for a change of the error.
+    whichever is greater. When the bound moves, the window is rescaled with it, so that a change of the bound
+    alone is never taken for a change of the error.
     """
 
     def __init__(self, config: MonitorConfig, kind: str, features: FeaturesConfig) -> None:

@@ -130,7 +130,7 @@ class Backlog:
         self._consumer.close()
 
     def _ahead(self) -> int:
-        return max(line[-1] - line[self._committed[name]] for name, line in self._bytes.items())
+        return max(line[-1] - line[min(self._committed[name], len(line) - 1)] for name, line in self._bytes.items())
 
 
 def produce(stream: Stream, bootstrap: str, records_per_second: float, backlog: Backlog | None) -> Iterator[Progress]:

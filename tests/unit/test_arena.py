@@ -32,7 +32,8 @@ def batch(rows: int) -> pa.RecordBatch:
 def test_what_is_written_is_read_in_place() -> None:
     arena = Arena.create(2, 2**16)
     rejects = pa.RecordBatch.from_pylist(
-        [{"offset": 7, "row": 0, "timestamp": 1, "reason": "why", "key": None, "value": b"x", "value_bytes": 1}], REJECTS
+        [{"offset": 7, "row": 0, "timestamp": 1, "reason": "why", "key": None, "value": b"x", "value_bytes": 1}],
+        REJECTS,
     )
     lengths = arena.write(1, [batch(5), rejects])
     events, back = arena.read(1, lengths, [SCHEMA, REJECTS])

@@ -152,6 +152,14 @@ def test_more_errors_raise_one_concept_alarm_a_batch_with_where_and_how_much(kin
     assert watcher.point()["drift/alarms"] == watcher.alarm_count
 
 
+def test_of_several_cuts_in_one_batch_the_first_is_the_alarm() -> None:
+    stream, watcher = Stream(size=8000), monitor()
+    feed(watcher, stream, 1, error=0.2)
+    feed(watcher, stream, 1, error=0.3)
+    (alarm,) = (alarm for alarm in watcher.alarms if alarm.family == "concept")
+    assert alarm.event_time < 8000 + 1000
+
+
 def test_a_regression_that_gets_better_and_better_or_meets_an_outlier_raises_nothing() -> None:
     stream, watcher = Stream("regression"), monitor("regression")
     for error in np.geomspace(1e6, 1e-3, 400):

@@ -1,4 +1,4 @@
-"""A real MLflow server."""
+"""A real MLflow server, for tests."""
 
 import os
 import socket
@@ -7,8 +7,6 @@ import sys
 import time
 import urllib.error
 import urllib.request
-
-import pytest
 
 
 class MLflowServer:
@@ -33,7 +31,7 @@ class MLflowServer:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"},
+                env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             )
         while True:
             assert self._process.poll() is None, (self._path / "server.log").read_text()
@@ -48,27 +46,3 @@ class MLflowServer:
             os.killpg(self._process.pid, 9)
             self._process.wait()
             self._process = None
-
-
-@pytest.fixture
-def mlflow_server(tmp_path):
-    """A server that was not started yet."""
-    path = tmp_path / "mlflow"
-    path.mkdir()
-    server = MLflowServer(path)
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="session")
-def start_mlflow_server(tmp_path_factory):
-    """Starts servers that live as long as the session."""
-    servers = []
-
-    def start():
-        servers.append(MLflowServer(tmp_path_factory.mktemp("mlflow")).start())
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.stop()

@@ -1,0 +1,34 @@
+"""Tasks that tests plug in."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.task import Binary
+
+IDS_MAX = 100_000
+
+
+class Counting(nn.Module):
+    """Counts in a buffer how often each id was learned; ids are the first column, and padding has id 0."""
+
+    counts: Tensor
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.register_buffer("counts", torch.zeros(IDS_MAX + 1, dtype=torch.int64))
+
+    def forward(self, features_NC: Tensor) -> Tensor:
+        if self.training:
+            ids_N = features_NC[:, 0].long()
+            self.counts.index_add_(0, ids_N, torch.ones_like(ids_N))
+        return self.inner(features_NC)
+
+
+class CountingTask(Binary):
+    """The binary task with a count for each id."""
+
+    def module(self) -> nn.Module:
+        return Counting(super().module())
