@@ -39,7 +39,7 @@ $(STAMP): pyproject.toml requirements-dev.txt
 	@if command -v uv > /dev/null; then \
 		set -ex; \
 		uv venv --quiet --allow-existing --python "$(PYTHON)" $(VENV); \
-		uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements-dev.txt; \
+		uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements-dev.txt; \
 		uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .; \
 	else \
 		set -ex; \

@@ -59,29 +59,29 @@ class Cutter:
         """The offset of the next message if there is no gap."""
         return self._queue.offsets[-1] + 1 if self._queue.offsets else self.next
 
-    def add(self, offset: int, timestamp: int, key: bytes | None, value: bytes | None) -> None:
-        """Takes the next message. Offsets before the position or past the bound are dropped."""
-        if offset < self.next or (self.bound is not None and offset >= self.bound):
-            self._seen(offset + 1)
-            return
+    def extend(self, messages: Messages) -> None:
+        """Takes the next messages, one at least. Offsets before the position or past the bound are dropped."""
+        seen = messages.offsets[-1] + 1
+        if messages.offsets[0] < self.next or (self.bound is not None and seen > self.bound):
+            first = bisect_left(messages.offsets, self.next)
+            stop = len(messages) if self.bound is None else bisect_left(messages.offsets, self.bound)
+            messages = messages.part(first, stop)
         queue = self._queue
-        queue.offsets.append(offset)
-        queue.timestamps.append(timestamp)
-        queue.keys.append(key)
-        queue.values.append(value)
-        size = (len(value) if value else 0) + (len(key) if key else 0)
-        self._sizes.append(size)
-        self.bytes += size
-        if self.end is not None and offset >= self.end:
+        queue.offsets.extend(messages.offsets)
+        queue.timestamps.extend(messages.timestamps)
+        queue.keys.extend(messages.keys)
+        queue.values.extend(messages.values)
+        sizes = [len(value) if value else 0 for value in messages.values]
+        self._sizes.extend(sizes)
+        self.bytes += sum(sizes)
+        if self.bound is not None and seen > self.bound:
+            self.end = seen
+        elif self.end is not None and seen > self.end:
             self.end = None
 
     def ended(self, offset: int) -> None:
         """The broker has nothing before `offset` that was not added."""
         self.end = offset
-
-    def _seen(self, position: int) -> None:
-        if self.bound is not None and position > self.bound:
-            self.end = max(self.end or 0, position)
 
     @property
     def done(self) -> bool:
@@ -102,11 +102,11 @@ class Cutter:
         count, complete = self._extent()
         if not count or not (complete or flush):
             return None
-        messages = self._queue.head(count)
+        messages = self._queue.part(0, count)
         decoded = self._codec.decode(messages)
         fitting = _fitting(messages, decoded.rejects)
         if fitting < count:
-            count, messages = fitting, messages.head(fitting)
+            count, messages = fitting, messages.part(0, fitting)
             decoded = self._codec.decode(messages)
         start, stop = self.next, messages.offsets[-1] + 1
         self._drop(count)

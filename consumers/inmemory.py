@@ -57,10 +57,8 @@ class InMemorySource:
         messages = self._topics[partition]
         cutter = Cutter(partition, self._codecs[partition.topic], start, self._stream.span)
         cutter.bound = messages.offsets[-1] + 1 if messages.offsets else start
-        rows = zip(messages.offsets, messages.timestamps, messages.keys, messages.values, strict=True)
-        for offset, timestamp, key, value in rows:
-            if offset >= start:
-                cutter.add(offset, timestamp, key, value)
+        if messages.offsets:
+            cutter.extend(messages)
         return cutter
 
 

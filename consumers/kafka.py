@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from consumers.errors import ConfigError, DependencyError, StreamError
-from consumers.record import Partition
+from consumers.record import Messages, Partition
 
 _TIMEOUT_S = 10.0
 _MOCK_CLUSTER_PREFIX = "mockCluster"
@@ -146,19 +147,19 @@ class Fetcher:
         self._consumer = Consumer({**_client_settings(settings), "group.id": group, **CONSUMER_SETTINGS})
         self._consumer.assign([TopicPartition(p.topic, p.number, offset) for p, offset in starts.items()])
 
-    def fetch(self, count: int, timeout_s: float) -> tuple[list[Message], dict[Partition, int]]:
-        """Up to `count` messages, and the end offsets reached. Raises StreamError or DependencyError."""
-        messages: list[Message] = self._consumer.consume(count, timeout_s)
-        flawed = [message for message in messages if message.error() is not None]
-        if not flawed:
-            return messages, {}
+    def fetch(self, count: int, timeout_s: float) -> tuple[dict[Partition, Messages], dict[Partition, int]]:
+        """Up to `count` messages by partition, and the end offsets reached. Raises StreamError."""
+        lanes: dict[tuple[str, int], list[Message]] = defaultdict(list)
         ends = {}
-        for message in flawed:
-            if message.error().code() == KafkaError._PARTITION_EOF:
+        for message in self._consumer.consume(count, timeout_s):
+            error = message.error()
+            if error is None:
+                lanes[message.topic(), message.partition()].append(message)
+            elif error.code() == KafkaError._PARTITION_EOF:
                 ends[Partition(message.topic(), message.partition())] = message.offset()
             else:
                 _raise_for(message)
-        return [message for message in messages if message.error() is None], ends
+        return {Partition(*lane): _columns(messages) for lane, messages in lanes.items()}, ends
 
     def pause(self, partitions: Iterable[Partition]) -> None:
         """Stops fetching; what librdkafka holds of these partitions is fetched again later."""
@@ -169,6 +170,15 @@ class Fetcher:
 
     def close(self) -> None:
         self._consumer.close()
+
+
+def _columns(messages: list[Message]) -> Messages:
+    return Messages(
+        [message.offset() for message in messages],
+        [message.timestamp()[1] for message in messages],
+        [message.key() for message in messages],
+        [message.value() for message in messages],
+    )
 
 
 def parse_time(text: str) -> int:
@@ -216,9 +226,9 @@ def timestamp_at(settings: Mapping[str, Any], cluster: Cluster, partition: Parti
     fetcher = Fetcher(settings, "evertrain-lookup", {partition: offset})
     try:
         while True:
-            messages, ends = fetcher.fetch(1, _TIMEOUT_S)
-            if messages:
-                return int(messages[0].timestamp()[1])
+            fetched, ends = fetcher.fetch(1, _TIMEOUT_S)
+            if fetched:
+                return fetched[partition].timestamps[0]
             if ends:
                 return None
     finally:

@@ -71,7 +71,7 @@ class Reader:
         self._arena = arena
         self._job = job
         self._cutters = job.cutters()
-        self._index = {(c.partition.topic, c.partition.number): i for i, c in enumerate(self._cutters)}
+        self._index = {cutter.partition: index for index, cutter in enumerate(self._cutters)}
         slots = job.stream.slots
         self._free = [list(range(i * slots, (i + 1) * slots)) for i in range(len(self._cutters))]
         self._paused: set[int] = set()
@@ -108,20 +108,17 @@ class Reader:
         return True
 
     def _fetch(self) -> bool:
-        messages, ends = self._fetcher.fetch(FETCH_MESSAGES, 0.01)
-        cutters, index = self._cutters, self._index
-        for message in messages:
-            cutter = cutters[index[message.topic(), message.partition()]]
-            offset = message.offset()
-            if not self._job.gaps_allowed:
-                _check_gap(cutter, offset)
-            cutter.add(offset, message.timestamp()[1], message.key(), message.value())
+        fetched, ends = self._fetcher.fetch(FETCH_MESSAGES, 0.01)
         now = time.monotonic()
+        for partition, messages in fetched.items():
+            cutter = self._cutters[self._index[partition]]
+            if not self._job.gaps_allowed:
+                _check_gap(cutter, messages.offsets)
+            cutter.extend(messages)
         for partition, offset in ends.items():
-            where = index[partition.topic, partition.number]
-            cutters[where].ended(offset)
-            self._report_end(where, now)
-        return bool(messages)
+            self._cutters[self._index[partition]].ended(offset)
+            self._report_end(self._index[partition], now)
+        return bool(fetched)
 
     def _publish(self, index: int) -> None:
         """Cuts and sends spans of one partition while it has free slots."""
@@ -183,11 +180,11 @@ class Reader:
                 self._fetcher.pause([cutter.partition])
 
 
-def _check_gap(cutter: Cutter, offset: int) -> None:
+def _check_gap(cutter: Cutter, offsets: list[int]) -> None:
     expected = cutter.expected
-    if offset > expected:
+    if offsets[0] > expected or offsets[-1] - offsets[0] >= len(offsets):
         raise StreamError(
-            f"{cutter.partition}@{expected}: the embedded broker dropped records up to offset {offset}; it keeps "
+            f"{cutter.partition}@{expected}: the embedded broker dropped records before offset {offsets[-1]}; it keeps "
             "about 5 MB a partition. Produce more slowly, or use Apache Kafka"
         )
 

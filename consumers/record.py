@@ -55,9 +55,10 @@ class Messages:
     def __len__(self) -> int:
         return len(self.offsets)
 
-    def head(self, count: int) -> Messages:
-        """The first `count` messages."""
-        return Messages(self.offsets[:count], self.timestamps[:count], self.keys[:count], self.values[:count])
+    def part(self, start: int, stop: int) -> Messages:
+        """Messages `[start, stop)` of these."""
+        columns = (self.offsets, self.timestamps, self.keys, self.values)
+        return Messages(*[column[start:stop] for column in columns])  # type: ignore[arg-type]
 
 
 REJECT_RAW_BYTES_MAX = 64 * 1024
@@ -102,7 +103,8 @@ def event_schema(columns: int, *, labelled: bool) -> pa.Schema:
 class Events:
     """The rows of one span as arrays that may view memory shared with a reader: valid until the next entry.
 
-    Shapes: N rows, C feature columns. Tombstones have NaN features and label.
+    Shapes: N rows, C feature columns. Tombstones have weight 0, label NaN, and features 0 as padding has: they are
+    scored with the other rows, and NaN is no category.
     """
 
     key_N2: npt.NDArray[np.uint64]

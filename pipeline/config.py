@@ -142,8 +142,8 @@ class JobConfig(Model):
         return self
 
     def sha256(self) -> str:
-        """Hash of everything but where the state lies: the `config hash` of a version."""
-        document = self.model_dump(mode="json", exclude={"job": {"state_dir"}})
+        """Hash of everything but how Kafka is reached and where the state lies: the `config hash` of a version."""
+        document = self.model_dump(mode="json", exclude={"job": {"state_dir"}, "kafka": True})
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 

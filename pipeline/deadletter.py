@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,11 @@ from consumers.errors import DependencyError
 
 _REQUEST_TIMEOUT_S = 5.0
 _DELIVERY_TIMEOUT_S = 10.0
+_COORDINATOR_STARTS = (
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+)
 
 
 def send(settings: Mapping[str, Any], topic: str, rejects: bytes, lineage: str) -> int:
@@ -83,19 +89,23 @@ def commit_offsets(settings: Mapping[str, Any], group: str, cursor: Sequence[Map
     """Sets the group's offsets to where the learner stands. Raises DependencyError."""
     partitions = [TopicPartition(line["topic"], line["partition"], line["next"]) for line in cursor]
     request = [ConsumerGroupTopicPartitions(group, partitions)]
+    admin = AdminClient(_client_settings(settings))
+    deadline = time.monotonic() + _REQUEST_TIMEOUT_S
+    while error := _alter_offsets(admin, request):
+        if error.code() not in _COORDINATOR_STARTS or time.monotonic() > deadline:
+            raise DependencyError(f"the offsets of group {group!r} were not accepted: {error.str()}")
+        time.sleep(0.2)
+
+
+def _alter_offsets(admin: AdminClient, request: list[ConsumerGroupTopicPartitions]) -> KafkaError | None:
+    """The first error, or None."""
     try:
-        admin = AdminClient(_client_settings(settings))
         futures = admin.alter_consumer_group_offsets(request, request_timeout=_REQUEST_TIMEOUT_S)
         answers = [future.result() for future in futures.values()]
     except KafkaException as error:
-        raise DependencyError(f"the offsets of group {group!r} were not accepted: {error.args[0].str()}") from None
-    for answer in answers:
-        for partition in answer.topic_partitions:
-            if partition.error is not None:
-                raise DependencyError(
-                    f"{partition.topic}[{partition.partition}]@{partition.offset}: the offset of group "
-                    f"{group!r} was not accepted: {partition.error.str()}"
-                )
+        return error.args[0]
+    partitions = [partition for answer in answers for partition in answer.topic_partitions]
+    return next((partition.error for partition in partitions if partition.error is not None), None)
 
 
 def _create_topic(settings: Mapping[str, Any], topic: str) -> None:

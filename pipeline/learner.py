@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,8 @@ class Learner:
         self.batch_size = job.learner.batch_size
         self._block_BC = torch.zeros(self.batch_size, job.features.columns)
         self._standardisers = [m for m in self.module.modules() if isinstance(m, Standardiser)]
+        self._parameters = list(self.module.parameters())
+        self._buffers = list(self.module.buffers())
         self.module.eval()
 
     def score(self, features_NC: Float32s) -> Float32s:
@@ -69,7 +72,7 @@ class Learner:
         features_BC = self._block(batch.features_BC)
         labels_B = torch.from_numpy(batch.labels_B).to(self.device)
         weights_B = torch.from_numpy(batch.weights_B).to(self.device)
-        buffers = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
+        buffers = [(buffer, buffer.clone()) for buffer in self._buffers]
         generator = torch.get_rng_state()
 
         self.module.train()
@@ -77,9 +80,8 @@ class Learner:
             standardiser.update(features_BC[:, : len(standardiser.mean_F)], weights_B)
         loss = self.task.loss(self.module(features_BC), labels_B, weights_B)
         loss.backward()  # type: ignore[no-untyped-call]
-        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        value, finite = loss.item(), bool(torch.isfinite(loss + norm))
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        value, finite = loss.item(), math.isfinite((loss + norm).item())
         if finite:
             self.optimizer.step()
         else:

@@ -19,6 +19,8 @@ from pipeline.drift.adwin import Adwin
 from pipeline.drift.psi import PSI
 from pipeline.quality import Arrays, Float64s, Quality, fill
 
+FAMILIES = ("concept", "feature")
+
 ALARMS_MAX = 1000
 """Alarms kept; older ones are only counted."""
 
@@ -36,7 +38,12 @@ class Monitor:
         self._quality = {"live": self._live}
         self._drift = Drift(config, kind, features) if config.drift else None
         self.alarms: list[Alarm] = []
-        self.alarm_count = 0
+        self.alarm_counts = dict.fromkeys(FAMILIES, 0)
+
+    @property
+    def alarm_count(self) -> int:
+        """Alarms of all families."""
+        return sum(self.alarm_counts.values())
 
     @property
     def unknown_categories(self) -> int:
@@ -66,7 +73,8 @@ class Monitor:
                 self._of("compare_frozen", 0).update(frozen_BS, labels_B, shared_B)
         if self._drift:
             found = self._drift.observe(batch, rows_trained)
-            self.alarm_count += len(found)
+            for alarm in found:
+                self.alarm_counts[alarm.family] += 1
             self.alarms = (self.alarms + found)[-ALARMS_MAX:]
 
     def point(self) -> dict[str, float]:
@@ -77,6 +85,7 @@ class Monitor:
             point |= {prefix + metric: value for metric, value in quality.metrics().items()}
             point[f"{prefix}unmeasured"] = float(quality.unmeasured)
         if self._drift:
+            point |= {f"drift/{family}_alarms": float(count) for family, count in self.alarm_counts.items()}
             point |= {"drift/alarms": float(self.alarm_count)} | self._drift.point()
         return point
 
@@ -89,7 +98,7 @@ class Monitor:
 
     def document(self) -> dict[str, Any]:
         """The alarms, ready for JSON."""
-        return {"alarm_count": self.alarm_count, "alarms": [asdict(alarm) for alarm in self.alarms]}
+        return {"alarm_counts": self.alarm_counts, "alarms": [asdict(alarm) for alarm in self.alarms]}
 
     def restore(self, arrays: Mapping[str, npt.NDArray[Any]], document: Mapping[str, Any]) -> None:
         """Takes over `state` and `document` of an equally configured monitor. Raises SnapshotError."""
@@ -103,7 +112,7 @@ class Monitor:
                 self._of(part, window).restore(parts.get(part, {}))
         if self._drift:
             self._drift.restore(parts)
-        self.alarm_count = document["alarm_count"]
+        self.alarm_counts = dict(document["alarm_counts"])
         self.alarms = [Alarm(**alarm) for alarm in document["alarms"]]
 
     def _of(self, name: str, window: int) -> Quality:

@@ -33,6 +33,7 @@ _BACKOFF_S = (1.0, 30.0)  # first and longest pause of a sink that fails
 _FINISH_S = 1.5  # kept of the time to end, for marking the run FINISHED
 _ERROR_LENGTH_MAX = 400
 _PR_SET_PDEATHSIG = 1
+_NICENESS = 10  # training and reading come first
 
 
 class Effects:
@@ -179,7 +180,7 @@ class Service:
 
     def _warm_up(self) -> None:
         """Imports what takes seconds, so that the first version is not late and the first sink need not wait."""
-        steps = (lambda: None, _import_mlflow, _import_export)
+        steps: tuple[Callable[[], None], ...] = (lambda: None, _import_mlflow, _import_export)
         for sink, step in zip(self._sinks, steps, strict=True):
             try:
                 step()
@@ -301,6 +302,7 @@ def _die_with_parent(descriptor: int) -> None:
 def main(state_dir: Path, descriptor: int) -> None:
     """Serves the trainer at the other end of `descriptor` until it says so, or is gone."""
     _die_with_parent(descriptor)
+    os.nice(_NICENESS)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     warnings.simplefilter("ignore")

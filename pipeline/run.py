@@ -55,7 +55,7 @@ class Run:
             self.report(self.phase)
             line = self.releaser.poll()
             if line:
-                log.warning(line)
+                log.info(line)
 
     def report(self, phase: str, hold: str | None = None) -> None:
         """Writes the status file."""

@@ -60,7 +60,7 @@ class State:
         self.trained = 0
         self.refused = 0
         self.registered = 0  # rows trained when the last version fell due
-        self.label_delay_ms: float | None = None  # of the last batch: stream time less the events' own; not part of S
+        self.label_delay_ms: float | None = None  # of the last batch: newest event time less its own; not part of S
         self.bad_input = BadInput(job.dead_letters)
         self.ledger: list[list[Any]] = []
         self.owed = Owed()
@@ -127,7 +127,8 @@ class State:
             return
         before, self.trained = self.trained, self.trained + batch.rows
         self.monitor.observe(batch, report.frozen_scores_BS, self.trained)
-        self.label_delay_ms = float(self.time_ms - batch.event_time_B[: batch.rows].mean())
+        newest = max(position.reached for position in self.positions.values())
+        self.label_delay_ms = float(newest - batch.event_time_B[: batch.rows].mean())
         frozen_after = self.job.monitor.frozen_after
         if self.learner.frozen is None and frozen_after is not None and self.trained >= frozen_after:
             self.learner.freeze()

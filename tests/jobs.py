@@ -84,7 +84,7 @@ class Job:
 
 def evertrain(*args: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
     """Any other command, to its end."""
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: PLW1510 (the code is checked below)
         [sys.executable, "-m", "pipeline.cli", *args], cwd=ROOT, env=QUIET, capture_output=True, text=True, timeout=150
     )
     assert done.returncode == expect, done.stderr[-4000:]

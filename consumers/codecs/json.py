@@ -124,9 +124,9 @@ class JsonCodec:
     ) -> None:
         """Writes a row at `at`. Raises Reject for whatever is bad, and nothing else."""
         if value is None:
-            blank = (math.nan,) * (1 + self._columns)
+            features = (0.0,) * self._columns
             time = fields.record_time(timestamp)
-            self._row.pack_into(buffer, at, fields.message_key(key), time, offset, _TOMBSTONE, 0.0, *blank)
+            self._row.pack_into(buffer, at, fields.message_key(key), time, offset, _TOMBSTONE, 0.0, math.nan, *features)
             return
         if len(value) > self._bytes_max:
             raise Reject(f"value is {len(value)} bytes, more than max_message_bytes = {self._bytes_max}")

@@ -61,6 +61,7 @@ on_expiry = "drop"
 
 [stream]
 span = 512  # small spans: rows are scored soon after they come
+idle_after = "30d"  # a year passes in half a minute: a partition that pauses for a day is not idle
 
 [learner]
 task = "binary"
@@ -126,7 +127,7 @@ def demo(state: Path, rows_per_second: float, limit: int | None) -> int:
             return 1
         summary = summarise(state, stream, broker, time.monotonic() - started)
     (state / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    _print_summary(console, summary, state)
+    _print_summary(console, summary, _drift(state), state)
     return 0
 
 
@@ -199,6 +200,11 @@ def _drive(
 ) -> bool:
     """Produces everything and sees the job through to its end. False: the job failed."""
     view = display.view
+    while not view.status:  # a stream that waits for its reader: the panel shows a job at the live head
+        if job.poll() is not None:
+            return False
+        display.show()
+        time.sleep(0.05)
     backlog = Backlog(broker.bootstrap, f"evertrain-{JOB}") if isinstance(broker, MockBroker) else None
     for progress in produce(stream, broker.bootstrap, rate, backlog):
         view.produced, view.time_ms = progress.produced, progress.time_ms
@@ -208,15 +214,12 @@ def _drive(
             return False
     if backlog is not None:
         backlog.close()
-    asked = False
+    job.send_signal(signal.SIGUSR1)  # end at what the topics hold now
     while job.poll() is None:
-        if not asked and view.status:  # the job hears SIGUSR1 from its first status on
-            job.send_signal(signal.SIGUSR1)  # end at what the topics hold now
-            asked = True
         display.show()
         time.sleep(0.05)
     display.show(now=True)
-    return asked and job.returncode == 0
+    return job.returncode == 0
 
 
 def _explain(job: subprocess.Popen[bytes], log: Path) -> None:
@@ -246,6 +249,13 @@ def summarise(state: Path, stream: Stream, broker: KafkaBroker | MockBroker, sec
         "seconds": round(seconds, 1),
         "broker": broker.kind,
     }
+
+
+def _drift(state: Path) -> str:
+    store = LocalStore(state / JOB)
+    metrics = store.manifest(store.sequences()[-1])["metrics"]
+    concept, feature = (int(metrics[f"drift/{family}_alarms"]) for family in ("concept", "feature"))
+    return f"the error rose {concept} times, {feature} features moved"
 
 
 def _count_versions(state: Path) -> int:
@@ -291,7 +301,7 @@ def count_dead_letters(bootstrap: str) -> int:
         consumer.close()
 
 
-def _print_summary(console: Console, summary: dict[str, Any], state: Path) -> None:
+def _print_summary(console: Console, summary: dict[str, Any], drift: str, state: Path) -> None:
     def auc(name: str) -> str:
         return "–" if summary[name] is None else f"{summary[name]:.4f}"
 
@@ -302,7 +312,7 @@ def _print_summary(console: Console, summary: dict[str, Any], state: Path) -> No
     table.add_row("AUC, last half", f"live {auc('auc_live_last_half')}, frozen copy {auc('auc_frozen_last_half')}")
     table.add_row("bad input", f"{summary['dead_letters']} of {summary['garbage_produced']} records in {DEAD}")
     table.add_row("no label", f"{summary['expired']:,} expired, {summary['waiting']:,} still waiting")
-    table.add_row("drift", f"{summary['drift_alarms']} alarms")
+    table.add_row("drift", f"{summary['drift_alarms']} alarms: {drift}")
     table.add_row("took", f"{summary['seconds']:.0f} s on {summary['broker']}")
     console.print()
     console.print(table, highlight=False)

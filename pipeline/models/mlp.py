@@ -25,7 +25,7 @@ class Encoder(nn.Module):
         self.nullable: Tensor
         self.register_buffer("nullable", torch.tensor(nullable, dtype=torch.long), persistent=False)
         self.has_nullable = bool(nullable)
-        self.standardise = Standardiser(self.numeric)
+        self.standardise = Standardiser(self.numeric, nullable=self.has_nullable)
         self.embeddings = nn.ModuleList(nn.Embedding(column.buckets, embedding) for column in features.categorical)
         self.width = self.numeric + len(nullable) + embedding * len(features.categorical)
 

@@ -2,7 +2,11 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -355,3 +359,33 @@ def last_bit_off(blob):
     tensors = safetensors.torch.load(blob)
     tensors["check.scores"] = torch.nextafter(tensors["check.scores"], torch.ones(()))
     return safetensors.torch.save(tensors)
+
+
+def test_the_releaser_dies_with_a_killed_trainer_and_minds_no_signal_before(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from pipeline.releaser import Releaser;"
+        "releaser = Releaser(Path(sys.argv[1])); releaser.start(); print(releaser.pid, flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as trainer:
+        pid = int(trainer.stdout.readline())
+        wanted = 1 << (signal.SIGTERM - 1) | 1 << (signal.SIGINT - 1)
+        while int(_field(pid, "SigIgn"), 16) & wanted != wanted:
+            time.sleep(0.05)
+        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGINT)
+        assert _field(pid, "State")[0] in "RSD"
+        trainer.kill()
+    while _alive(pid):
+        time.sleep(0.05)
+
+
+def _field(pid, name):
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(line for line in lines if line.startswith(name + ":")).split(":")[1].strip()
+
+
+def _alive(pid):
+    try:
+        return _field(pid, "State")[0] != "Z"
+    except FileNotFoundError:
+        return False

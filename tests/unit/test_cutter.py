@@ -40,8 +40,7 @@ def cutter(start: int = 0, span: int = 4) -> Cutter:
 
 
 def fill(target: Cutter, offsets: list[int], value: bytes = b"x") -> None:
-    for offset in offsets:
-        target.add(offset, offset, None, value)
+    target.extend(Messages(offsets, offsets, [None] * len(offsets), [value] * len(offsets)))
 
 
 def extents(target: Cutter, *, flush: bool = False) -> list[tuple[int, int]]:
@@ -113,7 +112,7 @@ def test_nothing_past_the_bound_is_taken() -> None:
 
 
 def test_a_bound_in_a_gap_is_reached_by_the_next_message_or_the_end() -> None:
-    for arrive in (lambda t: t.add(9, 9, None, b"x"), lambda t: t.ended(9)):
+    for arrive in (lambda t: fill(t, [9]), lambda t: t.ended(9)):
         target = cutter()
         target.bound = 7
         fill(target, [0, 1])

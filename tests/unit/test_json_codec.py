@@ -194,7 +194,7 @@ class TestTombstones:
         assert events.kind_N.tolist() == [Kind.TOMBSTONE]
         assert events.key_N2.tobytes() == key128(b"gone")
         assert events.event_time_N.tolist() == [7]
-        assert np.isnan(events.features_NC).all()
+        assert not events.features_NC.any()
         assert events.weight_N.tolist() == [0.0] * len(events.weight_N)
         assert events.label_N is not None
         assert np.isnan(events.label_N).all()
