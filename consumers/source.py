@@ -114,6 +114,7 @@ class KafkaSource:
                 continue
             entry = planner.next(time.monotonic())
             if isinstance(entry, CaughtUp):
+                self.lag = 0
                 self.close()
                 if self._last is not None:
                     yield self._last

@@ -77,7 +77,7 @@ class Job:
         """Runs until a snapshot is there, then sends a signal; returns the exit code."""
         process = self.start(*args)
         snapshots = self.state_dir / "snapshots"
-        self.wait_for(lambda: (snapshots / f"{sequence:012d}.json").exists(), process)
+        self.wait_for((snapshots / f"{sequence:012d}.json").exists, process)
         process.send_signal(number)
         return process.wait(30)
 
