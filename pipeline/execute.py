@@ -15,6 +15,7 @@ from pipeline.state import State
 from pipeline.train import train
 
 RELEASER_END_S = 6.0
+_REASON_MAX = 160  # characters: MLflow's errors name the whole chain
 
 log = logging.getLogger("evertrain")
 
@@ -57,7 +58,6 @@ def _hold(run: Run, reason: str, stop: Event) -> None:
     log.error("holding: %s", reason)
     while not stop.wait(1.0):
         run.report("holding", hold=reason)
-        run.releaser.poll()
 
 
 def _end(run: Run) -> None:
@@ -74,7 +74,7 @@ def _drain(run: Run, job: JobConfig, stop: Event) -> None:
     if drained:
         run.report("ended")
         return
-    errors = [sink["error"] for sink in run.releaser.status()["sinks"].values() if sink.get("error")]
+    errors = [sink["error"][:_REASON_MAX] for sink in run.releaser.status()["sinks"].values() if sink.get("error")]
     _end(run)
     if not stop.is_set():
         raise DependencyError(

@@ -50,16 +50,15 @@ class Run:
     phase: str = "training"
 
     def tend(self, entry: Entry | Wait) -> None:
-        """Once a second: the status file, and the releaser's health."""
+        """Once a second: a report."""
         if self.status.seen(entry):
             self.report(self.phase)
-            line = self.releaser.poll()
-            if line:
-                log.info(line)
 
     def report(self, phase: str, hold: str | None = None) -> None:
-        """Writes the status file."""
+        """Writes the status file, and logs what the releaser has to say."""
         self.phase = phase
+        while line := self.releaser.poll():
+            log.info(line)
         self.status.write(
             phase,
             self.state,
@@ -96,6 +95,9 @@ def open_run(job: JobConfig, bounds: Bounds, first: list[Command], *, until_caug
         learner = Learner(job)
         if manifest is not None:
             state = snapshots.restore(manifest, learner)
+            if manifest["config"] != job.model_dump(mode="json"):
+                state.ledger.append(["config", job.sha256()])
+                snapshots.commit(state)  # the releaser takes its addresses from the newest snapshot
             log.info("continues after snapshot %s: %d rows trained", manifest["snapshot_id"], state.trained)
         else:
             starts = bounds.starts or _starts(job, cluster, topics)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 _CUDA_TOLERANCE = 1e-5
+_TITLES = {"auc": "AUC", "logloss": "log-loss", "accuracy": "accuracy", "rmse": "RMSE", "mae": "MAE", "r2": "R²"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +154,9 @@ def describe(manifest: Manifest) -> str:
     alarms = manifest["alarms"]
     lines = [
         f"**{name}** has learned {manifest['rows_trained']:,} rows of {source}, complete until "
-        f"{_time(manifest['watermark'])}; {alarms} drift alarm{'' if alarms == 1 else 's'} so far.",
+        f"{_readable(manifest['watermark'])}; {alarms} drift alarm{'' if alarms == 1 else 's'} so far.",
         "",
-        *_quality_table(manifest["metrics"]),
+        *_quality_table(manifest),
         "Score `rows`, a list of dicts with the columns named in `columns.json`:",
         "",
         "```python",
@@ -165,31 +166,45 @@ def describe(manifest: Manifest) -> str:
         "scores = mlflow.pyfunc.load_model(uri).predict(pipeline.encode(rows, columns))",
         "```",
         "",
-        "| partition | offsets learned |",
-        "|---|---|",
-        *(f"| `{where}` | {first:,} to {stop:,} |" for where, first, stop in _ranges(manifest)),
+        "Learned, by partition and offset:",
         "",
+        *_block(
+            ["", "from", "up to, without"], [(w, f"{first:,}", f"{stop:,}") for w, first, stop in _ranges(manifest)]
+        ),
         f"Snapshot `{manifest['snapshot_id']}`, code `{manifest['code_version']}`, "
         f"configuration `{manifest['config_sha256'][:12]}`.",
     ]
     return "\n".join(lines)
 
 
-def _quality_table(metrics: Mapping[str, float]) -> list[str]:
+def _quality_table(manifest: Manifest) -> list[str]:
+    metrics, monitor = manifest["metrics"], manifest["config"]["monitor"]
+    after = monitor["compare_after"]
+    stretches = {"all rows": "{}/{}", f"last {monitor['window']:,} rows": "{}/{}_recent"}
+    if after is not None:
+        stretches = {f"from row {after:,} on": "compare/{}_{}"} | stretches
     rows = []
-    for name, live in _quality(metrics).items():
-        if "live" in name:
-            frozen = metrics.get(name.replace("live", "frozen"))
-            title = name.replace("live/", "").replace("live_", "same rows: " if "/" in name else "")
-            title = title.replace("compare/", "").replace("_recent", ", recent")
-            rows.append(f"| {title} | {live:.4f} | {'' if frozen is None else f'{frozen:.4f}'} |")
+    for metric, title in _TITLES.items():
+        for stretch, path in stretches.items():
+            live, frozen = (metrics.get(path.format(who, metric)) for who in ("live", "frozen"))
+            if live is not None:
+                rows.append((f"{title}, {stretch}", f"{live:.4f}", "" if frozen is None else f"{frozen:.4f}"))
     if not rows:
         return []
-    head = [
-        "Every row was scored before it was learned; *frozen* is a copy that stopped learning early on.",
-        "",
-    ]
-    return [*head, "| | live | frozen |", "|---|---|---|", *rows, ""]
+    head = "Every row was scored before it was learned."
+    if any(frozen for _, _, frozen in rows):
+        head += (
+            f" *Frozen* is a copy that learned no more after row {monitor['frozen_after']:,}, measured from there on."
+        )
+    return [head, "", *_block(["", "live", "frozen"], rows)]
+
+
+def _block(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table as a code block: MLflow's page shows Markdown tables without any space between the columns."""
+    table = [head, *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(head))]
+    lines = ["   ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in table]
+    return ["```", *(line.rstrip() for line in lines), "```", ""]
 
 
 def _quality(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -213,3 +228,7 @@ def _time(milliseconds: int | None) -> str:
     if milliseconds is None:
         return "the beginning"
     return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")
+
+
+def _readable(milliseconds: int | None) -> str:
+    return _time(milliseconds).replace("T", " ").replace("+00:00", " UTC")

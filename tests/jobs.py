@@ -37,7 +37,11 @@ class Job:
 
     def run(self, *args: str, expect: int = 0) -> None:
         """`evertrain run` to its end."""
-        code = self.start(*args).wait(150)
+        process = self.start(*args)
+        try:
+            code = process.wait(150)
+        finally:
+            process.kill()
         assert code == expect, self.log.read_text()[-4000:]
 
     def learn_all(self) -> Manifest:

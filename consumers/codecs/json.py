@@ -1,8 +1,9 @@
 """JSON objects to columns.
 
-Every message has two ways through. The slow path is the definition: it makes every check and finds the words
-for each rejection. The fast path takes only messages of which it can tell cheaply that the slow path would
-say the same. Messages are parsed one by one, never joined: two bad halves could make a good whole.
+Messages have two ways through. The slow path, one message at a time, is the definition: it makes every check
+and finds the words for each rejection. The bulk path takes many messages column by column, and only if it can
+tell cheaply that the slow path would say the same of all of them; if not, each half of them tries for itself.
+Messages are parsed one by one, never joined: two bad halves could make a good whole.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import json
 import math
 import struct
 from collections.abc import Callable, Sequence
+from itertools import chain, starmap
 from operator import itemgetter
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,20 +24,33 @@ import pyarrow as pa
 from consumers.codecs import Decoded, fields
 from consumers.codecs.fields import Buckets, Reject
 from consumers.config import FeaturesConfig, LabelRule, LabelsConfig
-from consumers.record import REJECT_RAW_BYTES_MAX, REJECTS, Kind, Messages, event_schema
+from consumers.hashing import canonical, key128
+from consumers.record import REJECT_RAW_BYTES_MAX, REJECTS, Float32s, Int64s, Kind, Messages, event_schema
 
 NESTING_MAX = 32
 """Levels of objects and arrays, the message itself included."""
 
+CHUNK_MESSAGES = 128  # with many more, the parsed documents outgrow the processor's cache
+_PARTS = 4
+_SLOW_MESSAGES = 2  # for so few, halving costs more than the slow path
+
 _TOO_DEEP = f"nested more than {NESTING_MAX} levels deep"
-_UNUSUAL = (Reject, ValueError, LookupError, TypeError, OverflowError, struct.error)
-_EVENT, _TOMBSTONE = int(Kind.EVENT), int(Kind.TOMBSTONE)
+_UNUSUAL = (ValueError, LookupError, TypeError, OverflowError, struct.error)
+_ENDS_KEY = np.isin(np.arange(256), list(b'" \t\n\r'))  # what may stand between a key and its colon
 
-_BRACKET, _U, _L = b"[ul"
-_KEY_ENDINGS = (b'":', b" :", b"\t:", b"\n:", b"\r:")
+_Document: TypeAlias = dict[str, Any]
 
-_Head: TypeAlias = tuple[bytes, int, int, int, float, float]
-"""Key, event time, offset, kind, weight, label."""
+
+class _Rows(NamedTuple):
+    """N rows, or one value for all; `event_schema` has the types."""
+
+    key: npt.NDArray[np.void]
+    event_time: Int64s | int
+    offset: Int64s | int
+    kind: Kind
+    weight: Float32s | float
+    label: Float32s | float
+    features: Float32s | list[float]  # [N, C]
 
 
 class JsonCodec:
@@ -53,115 +68,227 @@ class JsonCodec:
             numeric, categorical, self._columns = (), (), 0
             self._label, self._weight = config.column, None
         self._numeric = {column.name: column.nullable for column in numeric}
-        self._nullable = any(self._numeric.values())
+        self._nullable = np.array([column.nullable for column in numeric], np.bool_)
         self._numbers = _getter(tuple(self._numeric))
+        self._pack = struct.Struct(f"{len(numeric)}f").pack
         self._categorical = [Buckets(column.name, column.nullable, column.buckets) for column in categorical]
         self._schema = event_schema(self._columns, labelled=self._label is not None)
-        # "4x" is the column `row`: always 0, since a JSON message holds one event.
-        self._row = struct.Struct(f"<16sqq4xBff{self._columns}f")
-        names = ("key", "event_time", "offset", "row", "kind", "weight", "label", "features")
-        types = ("V16", "<i8", "<i8", "<i4", "u1", "<f4", "<f4", f"({self._columns},)<f4")
-        self._dtype = np.dtype(list(zip(names, types, strict=True)))
 
     def decode(self, messages: Messages) -> Decoded:
         """Every message becomes one event or one reject. Never raises on bad input."""
-        width, fast = self._row.size, self._fast
-        buffer = bytearray(len(messages) * width)
+        table = _Table(len(messages), self._columns)
         rejects: list[tuple[object, ...]] = []
-        end = 0
+        for start in range(0, len(messages), CHUNK_MESSAGES):
+            chunk = messages.part(start, start + CHUNK_MESSAGES)
+            self._decode(chunk, _documents(chunk.values), table, rejects)
+        return Decoded(table.batch(self._schema), _reject_batch(rejects))
+
+    def _decode(
+        self, messages: Messages, documents: list[Any], table: _Table, rejects: list[tuple[object, ...]]
+    ) -> None:
+        count = len(messages)
+        try:
+            table.add(count, self._bulk(messages, documents))
+            return
+        except _UNUSUAL:
+            pass
+        if count > _SLOW_MESSAGES:
+            step = -(-count // _PARTS)
+            for start in range(0, count, step):
+                part = messages.part(start, start + step)
+                self._decode(part, documents[start : start + step], table, rejects)
+            return
         for offset, timestamp, key, value in zip(
             messages.offsets, messages.timestamps, messages.keys, messages.values, strict=True
         ):
             try:
-                fast(buffer, end, offset, timestamp, key, value)
-            except _UNUSUAL:
-                try:
-                    self._slow(buffer, end, offset, timestamp, key, value)
-                except Reject as reject:
-                    raw = value and value[:REJECT_RAW_BYTES_MAX]
-                    rejects.append((offset, 0, timestamp, str(reject), key, raw, len(value or b"")))
-                    continue
-            end += width
-        rows = np.frombuffer(buffer, self._dtype, count=end // width)
-        return Decoded(_event_batch(rows, self._schema), _reject_batch(rejects))
+                table.add(1, self._slow(offset, timestamp, key, value))
+            except Reject as reject:
+                raw = value and value[:REJECT_RAW_BYTES_MAX]
+                rejects.append((offset, 0, timestamp, str(reject), key, raw, len(value or b"")))
 
-    def _fast(
-        self, buffer: bytearray, at: int, offset: int, timestamp: int, key: bytes | None, value: bytes | None
-    ) -> None:
-        """Writes a row at `at`. Raises one of _UNUSUAL for whatever is not plainly good."""
-        if value is None or len(value) > self._bytes_max:
-            raise ValueError
-        document = orjson.loads(value)
-        if type(document) is not dict:
-            raise ValueError
-        # With one colon for each key there is none left for a duplicate or for a nested object.
-        if value.count(b":") != len(document) and _keys_max(value) != len(document):
-            raise ValueError
-        # `in` is five times faster for an integer than for a byte string.
-        if _BRACKET in value and value.count(b"[") > NESTING_MAX // 2:
-            raise ValueError
-        numbers = self._imputed(document) if self._nullable else self._numbers(document)
-        # `struct` packs booleans as numbers; without a "u" and an "l" there is no true and no false.
-        if (_U in value or _L in value) and bool in map(type, numbers):
-            raise ValueError
-        if self._categorical:
-            numbers = (*numbers, *[buckets[document.get(buckets.name)] for buckets in self._categorical])
-        self._row.pack_into(buffer, at, *self._head(document, offset, timestamp, key), *numbers)
-
-    def _imputed(self, document: dict[str, Any]) -> Sequence[Any]:
-        try:
-            numbers = self._numbers(document)
-        except KeyError:
-            numbers = tuple(map(document.get, self._numeric))
-        if None not in numbers:
-            return numbers
-        nullables = self._numeric.values()
-        pairs = zip(numbers, nullables, strict=True)
-        return [math.nan if number is None and nullable else number for number, nullable in pairs]
-
-    def _slow(
-        self, buffer: bytearray, at: int, offset: int, timestamp: int, key: bytes | None, value: bytes | None
-    ) -> None:
-        """Writes a row at `at`. Raises Reject for whatever is bad, and nothing else."""
+    def _slow(self, offset: int, timestamp: int, key: bytes | None, value: bytes | None) -> _Rows:
+        """One row. Raises Reject for whatever is bad, and nothing else."""
         if value is None:
-            features = (0.0,) * self._columns
-            time = fields.record_time(timestamp)
-            self._row.pack_into(buffer, at, fields.message_key(key), time, offset, _TOMBSTONE, 0.0, math.nan, *features)
-            return
+            time, blank = fields.record_time(timestamp), [math.nan] * self._columns
+            return _Rows(_void(fields.message_key(key)), time, offset, Kind.TOMBSTONE, 0.0, math.nan, blank)
         if len(value) > self._bytes_max:
             raise Reject(f"value is {len(value)} bytes, more than max_message_bytes = {self._bytes_max}")
         document = _parse(value)
         for name, item in document.items():
             if fields.is_nan(item) and name not in self._numeric:
                 raise Reject(f"field {fields.shown(name)}: NaN, but it is not a numeric column")
-        head = self._head(document, offset, timestamp, key)
-        numbers = [fields.numeric(name, document, nullable) for name, nullable in self._numeric.items()]
-        categories = [fields.category(buckets, document) for buckets in self._categorical]
-        self._row.pack_into(buffer, at, *head, *numbers, *categories)
-
-    def _head(self, document: dict[str, Any], offset: int, timestamp: int, key: bytes | None) -> _Head:
-        """All of a row but its features; both paths share it."""
-        return (
-            fields.message_key(key) if self._key is None else fields.field_key(self._key, document),
+        return _Rows(
+            _void(fields.message_key(key) if self._key is None else fields.field_key(self._key, document)),
             fields.record_time(timestamp)
             if self._time is None
             else fields.field_time(self._time, document, timestamp, self._skew),
             offset,
-            _EVENT,
+            Kind.EVENT,
             1.0 if self._weight is None else fields.weight(self._weight, document),
             math.nan if self._label is None else fields.label(self._label, document, self._rule),
+            [fields.numeric(name, document, nullable) for name, nullable in self._numeric.items()]
+            + [fields.category(buckets, document) for buckets in self._categorical],
         )
 
+    def _bulk(self, messages: Messages, documents: list[Any]) -> _Rows:
+        """A row for each message. Raises one of _UNUSUAL unless the slow path would take them all."""
+        _check(set(map(type, documents)) == {dict})
+        values = cast(list[bytes], messages.values)  # without a value there is no document
+        _check(max(map(len, values)) <= self._bytes_max)
+        booleans = _check_flat(values, documents)
+        times = timestamps = _packed("q", messages.timestamps)
+        if self._time is not None:
+            times = _packed("q", _column(self._time, documents), booleans)
+        _check(times.min() >= 0 and not (times - self._skew > timestamps).any())
+        weights: Float32s | float = 1.0
+        if self._weight is not None:
+            column = _column(self._weight, documents)
+            weights = _packed("f", column, booleans)
+            _check(min(column) >= 0 and np.isfinite(weights).all())
+        return _Rows(
+            _void(b"".join(map(key128, self._keys(messages, documents)))),
+            times,
+            _packed("q", messages.offsets),
+            Kind.EVENT,
+            weights,
+            math.nan if self._label is None else self._labels(_column(self._label, documents), booleans),
+            self._features(documents, booleans),
+        )
 
-def _getter(names: tuple[str, ...]) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
+    def _keys(self, messages: Messages, documents: list[_Document]) -> list[bytes]:
+        if self._key is None:
+            keys = cast(list[bytes], messages.keys)  # str() refuses None
+            _check(all(map(bytes.decode, keys)))
+            return keys
+        column = _column(self._key, documents)
+        keys = list(map(str.encode if set(map(type, column)) == {str} else canonical, column))
+        _check(all(keys))
+        return keys
+
+    def _labels(self, column: list[Any], booleans: bool) -> Float32s:
+        if self._rule.kind == "binary":
+            _check(set(column) <= {0, 1})
+            booleans = False  # they are good
+        elif self._rule.kind == "class":
+            _check(set(map(type, column)) == {int} and min(column) >= 0 and max(column) < self._rule.classes)
+        labels = _packed("f", column, booleans)
+        _check(np.isfinite(labels).all())
+        return labels
+
+    def _features(self, documents: list[_Document], booleans: bool) -> Float32s:
+        try:
+            packed = b"".join(starmap(self._pack, map(self._numbers, documents)))
+        except (KeyError, struct.error):
+            _check(self._nullable.any())
+            packed = b"".join(starmap(self._pack, self._imputed(documents)))
+        _check(not (booleans and bool in map(type, chain.from_iterable(map(self._numbers, documents)))))
+        numeric = np.frombuffer(packed, np.float32).reshape(len(documents), len(self._numeric))
+        finite = np.isfinite(numeric)
+        if not finite.all():  # orjson knows no NaN: where one is, there was null or nothing
+            _check((finite | (np.isnan(numeric) & self._nullable)).all())
+        if not self._categorical:
+            return numeric
+        categories = [[buckets[document.get(buckets.name)] for document in documents] for buckets in self._categorical]
+        return np.column_stack((numeric, *categories))
+
+    def _imputed(self, documents: list[_Document]) -> list[list[Any]]:
+        try:
+            rows = list(map(self._numbers, documents))
+        except KeyError:
+            rows = [tuple(map(document.get, self._numeric)) for document in documents]
+        return [[math.nan if item is None else item for item in row] for row in rows]
+
+
+class _Table:
+    """Columns that are filled row by row or many rows at once."""
+
+    def __init__(self, size: int, columns: int) -> None:
+        self._rows = 0
+        self._arrays = {
+            "key": np.empty(size, "V16"),
+            "event_time": np.empty(size, np.int64),
+            "offset": np.empty(size, np.int64),
+            "row": np.zeros(size, np.int32),  # always 0: a JSON message holds one event
+            "kind": np.empty(size, np.uint8),
+            "weight": np.empty(size, np.float32),
+            "label": np.empty(size, np.float32),
+            "features": np.empty((size, columns), np.float32),
+        }
+
+    def add(self, count: int, rows: _Rows) -> None:
+        target = slice(self._rows, self._rows + count)
+        for name, column in rows._asdict().items():
+            self._arrays[name][target] = column
+        self._rows += count
+
+    def batch(self, schema: pa.Schema) -> pa.RecordBatch:
+        arrays = []
+        for field in schema:
+            data = pa.py_buffer(self._arrays[field.name][: self._rows])
+            if pa.types.is_fixed_size_list(field.type):
+                items = self._rows * field.type.list_size
+                children = [pa.Array.from_buffers(field.type.value_type, items, [None, data])]
+                arrays.append(pa.Array.from_buffers(field.type, self._rows, [None], children=children))
+            else:
+                arrays.append(pa.Array.from_buffers(field.type, self._rows, [None, data]))
+        return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _getter(names: tuple[str, ...]) -> Callable[[_Document], tuple[Any, ...]]:
     if len(names) > 1:
         return itemgetter(*names)
     return lambda document: tuple([document[name] for name in names])
 
 
-def _keys_max(value: bytes) -> int:
-    """An upper bound of the number of keys, which times and URLs within strings seldom raise."""
-    return sum(value.count(ending) for ending in _KEY_ENDINGS if ending[0] in value)
+def _column(name: str, documents: list[_Document]) -> list[Any]:
+    return list(map(itemgetter(name), documents))
+
+
+def _void(keys: bytes) -> npt.NDArray[np.void]:
+    return np.frombuffer(keys, "V16")
+
+
+def _check(usual: bool | np.bool_) -> None:
+    if not usual:
+        raise ValueError
+
+
+def _packed(code: str, column: Sequence[Any], booleans: bool = False) -> npt.NDArray[Any]:
+    """Numbers as an array. `struct` refuses all but numbers and, where there may be any, booleans."""
+    _check(not (booleans and bool in map(type, column)))
+    return np.frombuffer(struct.pack(f"{len(column)}{code}", *column), code)
+
+
+def _documents(values: list[bytes | None]) -> list[Any]:
+    """Each value parsed; None for what is no JSON."""
+    documents: list[Any] = []
+    rest = iter(values)
+    while True:
+        try:
+            documents.extend(map(orjson.loads, rest))  # type: ignore[arg-type]
+            return documents
+        except ValueError:  # on which `extend` keeps those before, and `rest` goes on behind it
+            documents.append(None)
+
+
+def _check_flat(values: list[bytes], documents: list[_Document]) -> bool:
+    """Refuses duplicate keys and deep nesting. Returns whether any boolean may occur."""
+    joined = b"".join(values)
+    text = np.frombuffer(joined, np.uint8)
+    # With one colon for each key there is none left for a duplicate or for a nested object.
+    keys = sum(map(len, documents))
+    if np.count_nonzero(text == ord(":")) != keys:  # times and URLs have colons too
+        _check(np.count_nonzero(_ENDS_KEY[_before(text, b":")]) == keys)
+    if b"[" in joined:
+        _check(max([value.count(b"[") for value in values]) <= NESTING_MAX // 2)
+    pairs = (b"r", b"u"), (b"a", b"l")  # in "true" and in "false"
+    return any(last in joined and first in _before(text, last).tobytes() for first, last in pairs)
+
+
+def _before(text: npt.NDArray[np.uint8], character: bytes) -> npt.NDArray[np.uint8]:
+    """The bytes before each occurrence; no JSON object begins with one."""
+    return text[np.flatnonzero(text == ord(character)) - 1]
 
 
 def _parse(value: bytes) -> dict[str, Any]:
@@ -218,19 +345,6 @@ def _check_text(text: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise Reject(f"not JSON: a lone surrogate in {fields.shown(text)}") from None
-
-
-def _event_batch(rows: npt.NDArray[np.void], schema: pa.Schema) -> pa.RecordBatch:
-    arrays = []
-    for field in schema:
-        data = pa.py_buffer(rows[field.name].copy())
-        if pa.types.is_fixed_size_list(field.type):
-            items = len(rows) * field.type.list_size
-            children = [pa.Array.from_buffers(field.type.value_type, items, [None, data])]
-            arrays.append(pa.Array.from_buffers(field.type, len(rows), [None], children=children))
-        else:
-            arrays.append(pa.Array.from_buffers(field.type, len(rows), [None, data]))
-    return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def _reject_batch(rejects: list[tuple[object, ...]]) -> pa.RecordBatch:

@@ -128,7 +128,7 @@ def line(view: View, seconds: float) -> str:
         f"{_count(status.get('rows_trained'))} rows",
         f"{_count(status.get('rows_per_second'))} rows/s",
         f"lag {_count(status.get('lag'))}",
-        f"label delay {_duration(status.get('label_delay_ms'))}",
+        f"learned after {_duration(status.get('label_delay_ms'))}",
         f"waiting {_count(status.get('waiting'))}",
         f"AUC live {_auc(view.metric('live/auc'))} frozen {_auc(view.metric('frozen/auc'))}",
         f"drift alarms {_count(status.get('alarms'))}",
@@ -147,12 +147,12 @@ def panel(view: View, seconds: float, history: Mapping[str, deque[float]]) -> Re
     numbers = Table.grid(expand=True, padding=(0, 1))
     for _ in range(4):
         numbers.add_column(ratio=1)
-    ago = "" if view.snapshot_at is None else f" {time.monotonic() - view.snapshot_at:.0f} s ago"
+    ago = "" if view.snapshot_at is None else f", {time.monotonic() - view.snapshot_at:.0f} s ago"
     cells = (
         ("rows/s", _count(status.get("rows_per_second")), "bold green"),
         ("rows trained", _count(status.get("rows_trained")), "bold"),
         ("lag", _count(status.get("lag")), "bold"),
-        ("label delay", _duration(status.get("label_delay_ms")), "bold"),
+        ("learned after", _duration(status.get("label_delay_ms")), "bold"),
         ("waiting for a label", _count(status.get("waiting")), "bold"),
         ("last snapshot", f"{_count(view.snapshot)}{ago}", "bold"),
         ("last version", view.version or _UNKNOWN, "bold magenta"),

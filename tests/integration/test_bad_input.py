@@ -258,7 +258,7 @@ def read_letters(bootstrap: str, topic: str) -> list[Letter]:
 
 
 def learned_without(outcome: Outcome) -> State:
-    """The state after the same stream with a harmless tombstone in the place of every bad record."""
+    """The state after the same stream with sane timestamps, and a tombstone in the place of every bad record."""
     config = outcome.config
     assert config.labels is not None
     rule = label_rule(config.learner)
@@ -266,7 +266,7 @@ def learned_without(outcome: Outcome) -> State:
     topics = {
         partition: Messages(
             list(range(len(records))),
-            [record.timestamp for record in records],
+            [record.at for record in records],
             [b"nobody" if record.bad else record.key for record in records],
             [None if record.bad else record.value for record in records],
         )
@@ -320,7 +320,7 @@ def test_everything_good_is_learned_and_counted(outcome: Outcome) -> None:
     }
 
 
-def test_bad_records_leave_no_trace_in_the_weights(outcome: Outcome) -> None:
+def test_neither_bad_records_nor_a_wild_timestamp_leave_a_trace_in_the_weights(outcome: Outcome) -> None:
     weights = learned_without(outcome).learner.weights()
     for name, expected in weights.items():
         assert np.isfinite(expected).all()

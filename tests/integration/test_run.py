@@ -29,18 +29,18 @@ def stream(kafka: Any) -> dict[str, str]:
     create_topics(kafka.bootstrap, dict.fromkeys(names.values(), 3), TOPIC_CONFIG)
     features, labels = events(ROWS)
     for number in range(GARBAGE):
-        features.insert(number * 1000, Record(features[number * 1000].timestamp, b"bad%d" % number, b"{not json"))
+        features.append(Record(START_MS + number * 1000, b"bad%d" % number, b"{not json"))
+    features.sort(key=lambda record: record.timestamp)
     produce(kafka.bootstrap, names["features"], features)
     produce(kafka.bootstrap, names["labels"], labels)
     return names
 
 
-def make_job(kafka: Any, stream: dict[str, str], folder: Path, **tables: Any) -> Job:
-    for side in ("features", "labels"):
-        tables[side] = {"topic": stream[side], **tables.get(side, {})}
+def make_job(broker: Any, names: dict[str, str], folder: Path, **tables: Any) -> Job:
+    for table, topic in zip(("features", "labels", "dead_letters"), names.values(), strict=True):
+        tables[table] = {"topic": topic, **tables.get(table, {})}
     tables.setdefault("snapshot", {"every": "640 rows"})
-    tables["dead_letters"] = {"topic": stream["dead"]}
-    return Job(folder, job_document(folder / "state", kafka.bootstrap, folder.name, **tables))
+    return Job(folder, job_document(folder / "state", broker.bootstrap, folder.name, **tables))
 
 
 @pytest.fixture(scope="module")
@@ -169,11 +169,8 @@ def test_too_much_bad_input_holds_until_the_operator_accepts_it(kafka: Any, topi
     produce(kafka.bootstrap, features, good + bad)
     produce(kafka.bootstrap, labels, late)
     names = {"features": features, "labels": labels, "dead": dead}
-    limits = {"topic": dead, "hold_window": 100, "hold_share": 0.3}
-    job = make_job(kafka, names, tmp_path / "hold", stream={"span": 50})
-    job.path.write_text(
-        job.path.read_text() + "".join(f"{k} = {json.dumps(v)}\n" for k, v in limits.items() if k != "topic")
-    )
+    limits = {"hold_window": 100, "hold_share": 0.3}
+    job = make_job(kafka, names, tmp_path / "hold", stream={"span": 50}, dead_letters=limits)
     process = job.start()
     hold = job.wait_for(lambda: job.status().get("hold"), process)
     assert "garbage" not in hold
