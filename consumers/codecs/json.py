@@ -1,56 +1,42 @@
 """JSON objects to columns.
 
 Messages have two ways through. The slow path, one message at a time, is the definition: it makes every check
-and finds the words for each rejection. The bulk path takes many messages column by column, and only if it can
-tell cheaply that the slow path would say the same of all of them; if not, each half of them tries for itself.
+and finds the words for each rejection. The bulk path takes many messages column by column, but only if it can
+tell cheaply that the slow path would say the same of all of them; if not, each quarter tries for itself.
 Messages are parsed one by one, never joined: two bad halves could make a good whole.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, starmap
 from operator import itemgetter
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 import orjson
-import pyarrow as pa
 
 from consumers.codecs import Decoded, fields
 from consumers.codecs.fields import Buckets, Reject
+from consumers.codecs.strict import NESTING_MAX, parse
+from consumers.codecs.table import Rows, Table
 from consumers.config import FeaturesConfig, LabelRule, LabelsConfig
 from consumers.hashing import canonical, key128
-from consumers.record import REJECT_RAW_BYTES_MAX, REJECTS, Float32s, Int64s, Kind, Messages, event_schema
+from consumers.record import Float32s, Kind, Messages, event_schema
 
-NESTING_MAX = 32
-"""Levels of objects and arrays, the message itself included."""
+CHUNK = 128
+"""Messages decoded at once: of many more, the parsed documents would outgrow the processor's cache."""
 
-CHUNK_MESSAGES = 128  # with many more, the parsed documents outgrow the processor's cache
-_PARTS = 4
-_SLOW_MESSAGES = 2  # for so few, halving costs more than the slow path
+_PARTS = 4  # halves would try more often in vain
+_SLOW_MAX = 2  # for so few messages, trying in parts costs more than the slow path
 
-_TOO_DEEP = f"nested more than {NESTING_MAX} levels deep"
 _UNUSUAL = (ValueError, LookupError, TypeError, OverflowError, struct.error)
-_ENDS_KEY = np.isin(np.arange(256), list(b'" \t\n\r'))  # what may stand between a key and its colon
+_ENDS_KEY = np.isin(np.arange(256), list(b'" \t\n\r'))  # what may stand before the colon after a key
 
 _Document: TypeAlias = dict[str, Any]
-
-
-class _Rows(NamedTuple):
-    """N rows, or one value for all; `event_schema` has the types."""
-
-    key: npt.NDArray[np.void]
-    event_time: Int64s | int
-    offset: Int64s | int
-    kind: Kind
-    weight: Float32s | float
-    label: Float32s | float
-    features: Float32s | list[float]  # [N, C]
 
 
 class JsonCodec:
@@ -76,27 +62,23 @@ class JsonCodec:
 
     def decode(self, messages: Messages) -> Decoded:
         """Every message becomes one event or one reject. Never raises on bad input."""
-        table = _Table(len(messages), self._columns)
-        rejects: list[tuple[object, ...]] = []
-        for start in range(0, len(messages), CHUNK_MESSAGES):
-            chunk = messages.part(start, start + CHUNK_MESSAGES)
-            self._decode(chunk, _documents(chunk.values), table, rejects)
-        return Decoded(table.batch(self._schema), _reject_batch(rejects))
+        table = Table(len(messages), self._columns)
+        for start in range(0, len(messages), CHUNK):
+            chunk = messages.part(start, start + CHUNK)
+            self._decode(chunk, _documents(chunk.values), table)
+        return table.decoded(self._schema)
 
-    def _decode(
-        self, messages: Messages, documents: list[Any], table: _Table, rejects: list[tuple[object, ...]]
-    ) -> None:
+    def _decode(self, messages: Messages, documents: list[Any], table: Table) -> None:
         count = len(messages)
         try:
             table.add(count, self._bulk(messages, documents))
             return
         except _UNUSUAL:
             pass
-        if count > _SLOW_MESSAGES:
+        if count > _SLOW_MAX:
             step = -(-count // _PARTS)
             for start in range(0, count, step):
-                part = messages.part(start, start + step)
-                self._decode(part, documents[start : start + step], table, rejects)
+                self._decode(messages.part(start, start + step), documents[start : start + step], table)
             return
         for offset, timestamp, key, value in zip(
             messages.offsets, messages.timestamps, messages.keys, messages.values, strict=True
@@ -104,21 +86,20 @@ class JsonCodec:
             try:
                 table.add(1, self._slow(offset, timestamp, key, value))
             except Reject as reject:
-                raw = value and value[:REJECT_RAW_BYTES_MAX]
-                rejects.append((offset, 0, timestamp, str(reject), key, raw, len(value or b"")))
+                table.reject(offset, timestamp, str(reject), key, value)
 
-    def _slow(self, offset: int, timestamp: int, key: bytes | None, value: bytes | None) -> _Rows:
+    def _slow(self, offset: int, timestamp: int, key: bytes | None, value: bytes | None) -> Rows:
         """One row. Raises Reject for whatever is bad, and nothing else."""
         if value is None:
-            time, blank = fields.record_time(timestamp), [math.nan] * self._columns
-            return _Rows(_void(fields.message_key(key)), time, offset, Kind.TOMBSTONE, 0.0, math.nan, blank)
+            time, zeros = fields.record_time(timestamp), [0.0] * self._columns
+            return Rows(_void(fields.message_key(key)), time, offset, Kind.TOMBSTONE, 0.0, math.nan, zeros)
         if len(value) > self._bytes_max:
             raise Reject(f"value is {len(value)} bytes, more than max_message_bytes = {self._bytes_max}")
-        document = _parse(value)
+        document = parse(value)
         for name, item in document.items():
             if fields.is_nan(item) and name not in self._numeric:
                 raise Reject(f"field {fields.shown(name)}: NaN, but it is not a numeric column")
-        return _Rows(
+        return Rows(
             _void(fields.message_key(key) if self._key is None else fields.field_key(self._key, document)),
             fields.record_time(timestamp)
             if self._time is None
@@ -131,12 +112,16 @@ class JsonCodec:
             + [fields.category(buckets, document) for buckets in self._categorical],
         )
 
-    def _bulk(self, messages: Messages, documents: list[Any]) -> _Rows:
+    def _bulk(self, messages: Messages, documents: list[Any]) -> Rows:
         """A row for each message. Raises one of _UNUSUAL unless the slow path would take them all."""
         _check(set(map(type, documents)) == {dict})
         values = cast(list[bytes], messages.values)  # without a value there is no document
         _check(max(map(len, values)) <= self._bytes_max)
-        booleans = _check_flat(values, documents)
+        joined = b"".join(values)
+        _check_keys(joined, documents)
+        if b"[" in joined:
+            _check(max([value.count(b"[") for value in values]) <= NESTING_MAX // 2)
+        booleans = _has(joined, b"rue") or _has(joined, b"als")  # there may be some
         times = timestamps = _packed("q", messages.timestamps)
         if self._time is not None:
             times = _packed("q", _column(self._time, documents), booleans)
@@ -146,7 +131,7 @@ class JsonCodec:
             column = _column(self._weight, documents)
             weights = _packed("f", column, booleans)
             _check(min(column) >= 0 and np.isfinite(weights).all())
-        return _Rows(
+        return Rows(
             _void(b"".join(map(key128, self._keys(messages, documents)))),
             times,
             _packed("q", messages.offsets),
@@ -158,7 +143,7 @@ class JsonCodec:
 
     def _keys(self, messages: Messages, documents: list[_Document]) -> list[bytes]:
         if self._key is None:
-            keys = cast(list[bytes], messages.keys)  # str() refuses None
+            keys = cast(list[bytes], messages.keys)  # `decode` refuses None
             _check(all(map(bytes.decode, keys)))
             return keys
         column = _column(self._key, documents)
@@ -169,7 +154,7 @@ class JsonCodec:
     def _labels(self, column: list[Any], booleans: bool) -> Float32s:
         if self._rule.kind == "binary":
             _check(set(column) <= {0, 1})
-            booleans = False  # they are good
+            booleans = False  # good labels, too
         elif self._rule.kind == "class":
             _check(set(map(type, column)) == {int} and min(column) >= 0 and max(column) < self._rule.classes)
         labels = _packed("f", column, booleans)
@@ -177,12 +162,13 @@ class JsonCodec:
         return labels
 
     def _features(self, documents: list[_Document], booleans: bool) -> Float32s:
+        if not self._columns:
+            return np.empty((len(documents), 0), np.float32)
         try:
-            packed = b"".join(starmap(self._pack, map(self._numbers, documents)))
+            packed = self._joined(map(self._numbers, documents), booleans)
         except (KeyError, struct.error):
             _check(self._nullable.any())
-            packed = b"".join(starmap(self._pack, self._imputed(documents)))
-        _check(not (booleans and bool in map(type, chain.from_iterable(map(self._numbers, documents)))))
+            packed = self._joined(self._imputed(documents), booleans)
         numeric = np.frombuffer(packed, np.float32).reshape(len(documents), len(self._numeric))
         finite = np.isfinite(numeric)
         if not finite.all():  # orjson knows no NaN: where one is, there was null or nothing
@@ -192,47 +178,18 @@ class JsonCodec:
         categories = [[buckets[document.get(buckets.name)] for document in documents] for buckets in self._categorical]
         return np.column_stack((numeric, *categories))
 
+    def _joined(self, rows: Iterable[Sequence[Any]], booleans: bool) -> bytes:
+        if booleans:
+            rows = list(rows)
+            _check(bool not in map(type, chain.from_iterable(rows)))
+        return b"".join(starmap(self._pack, rows))
+
     def _imputed(self, documents: list[_Document]) -> list[list[Any]]:
         try:
             rows = list(map(self._numbers, documents))
         except KeyError:
             rows = [tuple(map(document.get, self._numeric)) for document in documents]
         return [[math.nan if item is None else item for item in row] for row in rows]
-
-
-class _Table:
-    """Columns that are filled row by row or many rows at once."""
-
-    def __init__(self, size: int, columns: int) -> None:
-        self._rows = 0
-        self._arrays = {
-            "key": np.empty(size, "V16"),
-            "event_time": np.empty(size, np.int64),
-            "offset": np.empty(size, np.int64),
-            "row": np.zeros(size, np.int32),  # always 0: a JSON message holds one event
-            "kind": np.empty(size, np.uint8),
-            "weight": np.empty(size, np.float32),
-            "label": np.empty(size, np.float32),
-            "features": np.empty((size, columns), np.float32),
-        }
-
-    def add(self, count: int, rows: _Rows) -> None:
-        target = slice(self._rows, self._rows + count)
-        for name, column in rows._asdict().items():
-            self._arrays[name][target] = column
-        self._rows += count
-
-    def batch(self, schema: pa.Schema) -> pa.RecordBatch:
-        arrays = []
-        for field in schema:
-            data = pa.py_buffer(self._arrays[field.name][: self._rows])
-            if pa.types.is_fixed_size_list(field.type):
-                items = self._rows * field.type.list_size
-                children = [pa.Array.from_buffers(field.type.value_type, items, [None, data])]
-                arrays.append(pa.Array.from_buffers(field.type, self._rows, [None], children=children))
-            else:
-                arrays.append(pa.Array.from_buffers(field.type, self._rows, [None, data]))
-        return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def _getter(names: tuple[str, ...]) -> Callable[[_Document], tuple[Any, ...]]:
@@ -255,8 +212,8 @@ def _check(usual: bool | np.bool_) -> None:
 
 
 def _packed(code: str, column: Sequence[Any], booleans: bool = False) -> npt.NDArray[Any]:
-    """Numbers as an array. `struct` refuses all but numbers and, where there may be any, booleans."""
-    _check(not (booleans and bool in map(type, column)))
+    """Numbers as an array. `struct` refuses everything else but booleans, which there may be."""
+    _check(not booleans or bool not in map(type, column))
     return np.frombuffer(struct.pack(f"{len(column)}{code}", *column), code)
 
 
@@ -272,82 +229,28 @@ def _documents(values: list[bytes | None]) -> list[Any]:
             documents.append(None)
 
 
-def _check_flat(values: list[bytes], documents: list[_Document]) -> bool:
-    """Refuses duplicate keys and deep nesting. Returns whether any boolean may occur."""
-    joined = b"".join(values)
+def _check_keys(joined: bytes, documents: list[_Document]) -> None:
+    """Refuses duplicate keys: with a colon for each key that was found, there is none left for another."""
     text = np.frombuffer(joined, np.uint8)
-    # With one colon for each key there is none left for a duplicate or for a nested object.
     keys = sum(map(len, documents))
-    if np.count_nonzero(text == ord(":")) != keys:  # times and URLs have colons too
-        _check(np.count_nonzero(_ENDS_KEY[_before(text, b":")]) == keys)
-    if b"[" in joined:
-        _check(max([value.count(b"[") for value in values]) <= NESTING_MAX // 2)
-    pairs = (b"r", b"u"), (b"a", b"l")  # in "true" and in "false"
-    return any(last in joined and first in _before(text, last).tobytes() for first, last in pairs)
+    if np.count_nonzero(text == ord(":")) == keys:
+        return
+    ends = np.count_nonzero(_ENDS_KEY[text[np.flatnonzero(text == ord(":")) - 1]])  # not those in times and URLs
+    if ends != keys:
+        _check(ends == sum([_keys(document, NESTING_MAX) for document in documents]))
 
 
-def _before(text: npt.NDArray[np.uint8], character: bytes) -> npt.NDArray[np.uint8]:
-    """The bytes before each occurrence; no JSON object begins with one."""
-    return text[np.flatnonzero(text == ord(character)) - 1]
+def _keys(item: dict[str, Any] | list[Any], levels: int) -> int:
+    """Keys at all levels."""
+    _check(levels > 0)
+    count, inner = (len(item), item.values()) if isinstance(item, dict) else (0, item)
+    return count + sum([_keys(each, levels - 1) for each in inner if type(each) is dict or type(each) is list])
 
 
-def _parse(value: bytes) -> dict[str, Any]:
-    try:
-        document = json.loads(value.decode(), object_pairs_hook=_object, parse_constant=_constant)
-    except UnicodeDecodeError as error:
-        raise Reject(f"not JSON: byte {error.start} is not UTF-8") from None
-    except ValueError as error:
-        raise Reject(f"not JSON: {error}") from None
-    except RecursionError:
-        raise Reject(_TOO_DEEP) from None
-    _check_nested(document)
-    if not isinstance(document, dict):
-        raise Reject(f"not an object: {fields.shown(document)}")
-    return document
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, item in pairs:
-        if name in found:
-            raise Reject(f"duplicate key {name[:60]!a}")
-        found[name] = item
-    return found
-
-
-def _constant(text: str) -> float:
-    if text == "NaN":
-        return math.nan
-    raise Reject(f"not JSON: {text}")
-
-
-def _check_nested(document: object) -> None:
-    """Depth, text and NaN, level by level: the parser's own limit depends on who calls it."""
-    level, depth = [document], 0
-    while level:
-        inner: list[object] = []
-        for item in level:
-            if isinstance(item, dict):
-                inner += (*item.keys(), *item.values())
-            elif isinstance(item, list):
-                inner += item
-            elif isinstance(item, str):
-                _check_text(item)
-            elif depth > 1 and fields.is_nan(item):
-                raise Reject("not JSON: NaN within an object or array")
-            if depth == NESTING_MAX and isinstance(item, dict | list):
-                raise Reject(_TOO_DEEP)
-        level, depth = inner, depth + 1
-
-
-def _check_text(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise Reject(f"not JSON: a lone surrogate in {fields.shown(text)}") from None
-
-
-def _reject_batch(rejects: list[tuple[object, ...]]) -> pa.RecordBatch:
-    columns = zip(*rejects, strict=True) if rejects else [()] * len(REJECTS)
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, REJECTS, strict=True)]
-    return pa.RecordBatch.from_arrays(arrays, schema=REJECTS)
+def _has(joined: bytes, word: bytes) -> bool:
+    """Whether three letters occur next to each other; faster than `in` where the middle one is rare."""
+    if word[1] not in joined:
+        return False
+    text = np.frombuffer(joined, np.uint8)
+    middle = np.flatnonzero(text[1:-1] == word[1]) + 1
+    return bool(((text[middle - 1] == word[0]) & (text[middle + 1] == word[2])).any())

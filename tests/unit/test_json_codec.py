@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consumers.codecs import Decoded, fields
-from consumers.codecs.json import NESTING_MAX, JsonCodec
+from consumers.codecs.json import CHUNK, JsonCodec
+from consumers.codecs.strict import NESTING_MAX
+from consumers.codecs.table import Rows
 from consumers.config import FeaturesConfig, LabelRule, LabelsConfig
 from consumers.hashing import bucket, key128
 from consumers.record import REJECT_RAW_BYTES_MAX, REJECTS, Events, Kind, Messages, event_schema
@@ -40,15 +42,15 @@ def late(**changes: Any) -> LabelsConfig:
 class SlowOnly(JsonCodec):
     """The definition of correctness by itself."""
 
-    def _fast(self, *_: object) -> None:
+    def _bulk(self, *_: object) -> Rows:
         raise ValueError
 
 
-class FastOnly(JsonCodec):
-    """Shows what the fast path does not take."""
+class BulkOnly(JsonCodec):
+    """Shows what the bulk path does not take."""
 
-    def _slow(self, *_: object) -> None:
-        raise fields.Reject("not taken by the fast path")
+    def _slow(self, *_: object) -> Rows:
+        raise fields.Reject("not taken by the bulk path")
 
 
 def messages(*values: bytes | None, key: bytes | None = b"k", timestamp: int = NOW) -> Messages:
@@ -352,8 +354,26 @@ class TestRejects:
         }
 
 
+COMPANY = (
+    *(but(), but(id=3), but(x=1e39), but(x=True), but(x=1, flag=True), but(z=None), but(z=...), but(x=...)),
+    *(but(color=True), but(color=1), but(color=...), but(size=None), but(size=""), but(id=""), but(id=None)),
+    *(but(ts=True), but(ts=2**63), but(ts=NOW + 300_001), but(ts=1.0), but(meta={"x": 1}), but(at="a:1")),
+    *(but(w=1, late=1), but(w=-1e-300, late=1), but(w=True, late=0), but(w=2, late=True), but(w=0, late=2)),
+    *(but(w=1, late=1.0), but(w=1, late=-0.0), but(w=1, late=1e39), but(w=1, late=[]), but(w="1", late=1)),
+    *(
+        but(w=1e39, late=1),
+        *[but(at="a:1")[:-1] + b', "x"' + space + b":1}" for space in (b"", b" ", b"\t", b"\n", b"\r")],
+    ),
+    *(but()[:-1] + b', "id": "b"}', b'{"id": "a", "ts": 5, "late": 1, "id": "b"}', b'{"id": 1, "ts": 5, "late": 1}'),
+    *(but(u=0).replace(b'"u": 0', b'"u": ' + b"[" * depth + b"]" * depth) for depth in (16, 17, 31, 32)),
+    *(but(u=0).replace(b'"u": 0', b'"u": ' + b'{"n":' * depth + b"0" + b"}" * depth) for depth in (31, 32)),
+    *(but(pad="x" * 5000), but(at='{":'), b"{}", b"[]", b"{", b"null", None),
+)
+"""Messages, good and bad, of which each must be told apart from the others in its chunk."""
+
+
 class TestTwoPathsOneAnswer:
-    """The fast path may decline whatever it likes, but what it takes it decodes like the slow one."""
+    """The bulk path may decline whatever it likes, but what it takes it decodes like the slow one."""
 
     CONFIGS = (
         flights(),
@@ -444,17 +464,50 @@ class TestTwoPathsOneAnswer:
         rows = np.concatenate([Events.from_arrow(part.events).features_NC for part in alone])
         np.testing.assert_array_equal(Events.from_arrow(together.events).features_NC, rows)
 
+    def test_for_each_in_usual_company(self) -> None:
+        for each in COMPANY:
+            self.check(but(w=1, late=1), each, but(w=1, late=0))
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.lists(st.sampled_from(range(len(COMPANY))), min_size=2, max_size=12))
+    def test_for_any_company(self, chosen: list[int]) -> None:
+        """Nothing that one message holds may excuse what another one lacks."""
+        self.check(*[COMPANY[each] for each in chosen])
+
+    @pytest.mark.parametrize("count", [15, 16, 17, 33])
+    def test_for_one_unusual_message_anywhere_in_a_chunk(self, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("consumers.codecs.json.CHUNK", 16)
+        usual = [but(id=f"k{number}", x=number, w=0.5, late=number % 2, z=None) for number in range(count)]
+        for at in {0, 1, 8, 14, 15, 16, count - 1} & set(range(count)):
+            for unusual in (None, b"{", but(x=True), but(id=4), but(ts=-1), but(late=2, w=-1), but(color=None)):
+                self.check(*usual[:at], unusual, *usual[at + 1 :])
+
     @pytest.mark.parametrize(
         "value",
         [
             orjson.dumps(GOOD),
             but(),
+            but(id=7),
             but(z=None),
             but(z=...),
+            but(z=..., flag=False),
             but(size=None),
+            but(size=...),
             but(color=3),
-            but(at="2013-01-01T05:00", flag=True, tags=["a"]),
+            but(at="2013-01-01T05:00", url="http://a:1/", flag=True, tags=["a"]),
+            but(meta={"source": {"host": "a:1"}, "hops": [{"n": 1}, {"n": 2}]}),
         ],
     )
-    def test_the_fast_path_takes_what_producers_usually_write(self, value: bytes) -> None:
-        assert FastOnly(flights(), BINARY).decode(messages(value)).events.num_rows == 1
+    def test_the_bulk_path_takes_what_producers_usually_write(self, value: bytes) -> None:
+        batch = messages(*[value] * (CHUNK + 1))
+        assert BulkOnly(flights(), BINARY).decode(batch).events.num_rows == CHUNK + 1
+
+    @pytest.mark.parametrize("late_by_rule", [(BINARY, [True, False, 0, 1.0]), (LabelRule(kind="number"), [1, 0.5])])
+    def test_the_bulk_path_takes_usual_labels(self, late_by_rule: tuple[LabelRule, list[Any]]) -> None:
+        rule, labels = late_by_rule
+        batch = messages(*[dumps({"id": "a", "ts": 5, "late": label}) for label in labels])
+        assert BulkOnly(late(), rule).decode(batch).events.num_rows == len(labels)
+
+    def test_one_bad_message_sends_few_others_down_the_slow_path(self) -> None:
+        decoded = BulkOnly(flights(), BINARY).decode(messages(*[but()] * 37, but(x=True), *[but()] * CHUNK))
+        assert decoded.rejects.num_rows <= 2
