@@ -17,7 +17,7 @@ SPAN_RAW_BYTES_MAX = 16 * 2**20
 """A span ends before the message that would bring its values over this, but holds at least one message."""
 
 REJECT_BYTES_MAX = 2**20
-"""Likewise for the raw bytes of its rejects: they travel in the span's slot."""
+"""Likewise for the keys, values and reasons of its rejects: they travel in the span's slot."""
 
 PLACE_RECORDS = 15
 
@@ -141,19 +141,18 @@ def place(timestamps: list[int]) -> int:
 
 
 def slot_bytes(span: int, columns: int) -> int:
-    """A slot that holds any span: its rows, its rejects with reasons, and Arrow's headers."""
+    """A slot that holds any span: its rows, its rejects, and Arrow's headers."""
     row_bytes = 16 + 8 + 8 + 4 + 1 + 4 + 4 + 4 * columns
-    reject_bytes = 8 + 4 + 8 + 8 + 3 * 8 + 256
+    reject_bytes = 8 + 4 + 8 + 8 + 3 * 8
     return span * (row_bytes + reject_bytes) + REJECT_BYTES_MAX + 2 * REJECT_RAW_BYTES_MAX + 2**16
 
 
 def _fitting(messages: Messages, rejects: pa.RecordBatch) -> int:
-    """How many messages keep the rejects' keys and values within REJECT_BYTES_MAX; at least one."""
+    """How many messages keep what their rejects hold of any length within REJECT_BYTES_MAX; at least one."""
     if rejects.get_total_buffer_size() <= REJECT_BYTES_MAX:
         return len(messages)
-    keys = pc.fill_null(pc.binary_length(rejects.column("key")), 0)
-    values = pc.fill_null(pc.binary_length(rejects.column("value")), 0)
-    sums = pc.cumulative_sum(pc.add(keys, values)).to_pylist()
+    lengths = [pc.fill_null(pc.binary_length(rejects.column(n)), 0) for n in ("reason", "key", "value")]
+    sums = pc.cumulative_sum(pc.add(pc.add(lengths[0], lengths[1]), lengths[2])).to_pylist()
     first_over = bisect_left(sums, REJECT_BYTES_MAX + 1)
     if first_over >= len(sums):
         return len(messages)

@@ -159,6 +159,11 @@ class Fetcher:
                 ends[Partition(message.topic(), message.partition())] = message.offset()
             else:
                 _raise_for(message)
+        for lane, messages in lanes.items():
+            # Where records keep coming there is no EOF: that takes an answer without any.
+            _, high = self._consumer.get_watermark_offsets(TopicPartition(*lane), cached=True)
+            if messages[-1].offset() + 1 == high:
+                ends[Partition(*lane)] = high
         return {Partition(*lane): _columns(messages) for lane, messages in lanes.items()}, ends
 
     def pause(self, partitions: Iterable[Partition]) -> None:

@@ -62,7 +62,7 @@ class Messages:
 
 
 REJECT_RAW_BYTES_MAX = 64 * 1024
-"""A dead letter carries at most this much of the original value."""
+"""A dead letter carries at most this much of the original value, and of the key."""
 
 REJECTS = pa.schema(
     {
@@ -70,7 +70,7 @@ REJECTS = pa.schema(
         "row": pa.int32(),  # row within the message
         "timestamp": pa.int64(),  # of the record
         "reason": pa.string(),
-        "key": pa.binary(),  # the message key as it came, or null
+        "key": pa.binary(),  # the message key, at most REJECT_RAW_BYTES_MAX bytes, or null
         "value": pa.binary(),  # at most REJECT_RAW_BYTES_MAX bytes, or null for a null value
         "value_bytes": pa.int64(),  # length of the original value
     }

@@ -121,8 +121,7 @@ class Releaser:
         self._running = False
         if self._channel:
             self._receive()
-            self._channel.close()
-            self._channel = None
+            self._hang_up()
         if self._process:
             self._process.kill()
             self._process.wait()
@@ -143,9 +142,7 @@ class Releaser:
     def _bury(self) -> None:
         assert self._process is not None
         code, self._process = self._process.returncode, None
-        if self._channel:
-            self._channel.close()
-            self._channel = None
+        self._hang_up()
         lived_s = time.monotonic() - self._spawned_s
         first_s, longest_s = _RESTART_S
         self._pause_s = first_s if lived_s > _HEALTHY_S or not self._pause_s else min(2 * self._pause_s, longest_s)
@@ -172,6 +169,12 @@ class Releaser:
         with self._sending:
             self._channel = Connection(ours.detach())
         self._send("committed", self._sequence)
+
+    def _hang_up(self) -> None:
+        with self._sending:  # the snapshot writer may be sending
+            if self._channel:
+                self._channel.close()
+            self._channel = None
 
     def _send(self, *message: object) -> None:
         with self._sending:

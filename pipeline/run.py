@@ -114,6 +114,7 @@ def open_run(job: JobConfig, bounds: Bounds, first: list[Command], *, until_caug
             yield run
         finally:
             source.close()
+            snapshots.close()  # nothing is written once the lock is given up
             releaser.close()
 
 

@@ -83,6 +83,10 @@ class Snapshots:
             writing, self._writing = self._writing, None
             writing.result()
 
+    def close(self) -> None:
+        """Ends the writer thread, whatever it has to tell: nothing writes to the store from here on."""
+        self._writer.shutdown()
+
     def commit(self, state: State) -> None:
         """Freezes S, with what it owes, and starts to write it."""
         state.check_balance()

@@ -208,8 +208,8 @@ class BadInput:
         while sum(records for records, _ in recent[1:]) >= self._config.hold_window:
             recent.pop(0)
         found, limit = sum(bad for _, bad in recent), self._config.hold_share * self._config.hold_window
-        if found > limit:
-            reason = span.rejects.column("reason")[0].as_py() if bad else "none in this span"
+        if bad > allowed and found > limit:  # good records pass also when a lower limit was configured since
+            reason = span.rejects.column("reason")[0].as_py()
             raise TooMuchBadInput(
                 f"{span.partition}@{span.start}: {found} of the newest {self._config.hold_window} records are bad, "
                 f"more than the share dead_letters.hold_share = {self._config.hold_share}; for example: {reason}. "

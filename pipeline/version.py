@@ -192,10 +192,10 @@ def _quality_table(manifest: Manifest) -> list[str]:
     if not rows:
         return []
     head = "Every row was scored before it was learned."
-    if any(frozen for _, _, frozen in rows):
-        head += (
-            f" *Frozen* is a copy that learned no more after row {monitor['frozen_after']:,}, measured from there on."
-        )
+    if not any(frozen for _, _, frozen in rows):
+        return [head, "", *_block(["", "live"], [row[:2] for row in rows])]
+    after = f"{monitor['frozen_after']:,}"
+    head += f" *Frozen* is a copy that learned no more after row {after}, measured from there on."
     return [head, "", *_block(["", "live", "frozen"], rows)]
 
 

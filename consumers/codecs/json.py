@@ -147,7 +147,13 @@ class JsonCodec:
             _check(all(map(bytes.decode, keys)))
             return keys
         column = _column(self._key, documents)
-        keys = list(map(str.encode if set(map(type, column)) == {str} else canonical, column))
+        kinds = set(map(type, column))
+        encode: Callable[[Any], bytes] = canonical
+        if kinds == {str}:
+            encode = str.encode
+        elif kinds == {int}:
+            encode = b"%d".__mod__
+        keys = list(map(encode, column))
         _check(all(keys))
         return keys
 

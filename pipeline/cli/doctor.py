@@ -58,7 +58,7 @@ def _run(args: argparse.Namespace) -> int:
     for check in examine(job, int(time.time() * 1000)):
         checks.append(check)
         if args.output == "text":
-            print(f"{check.verdict.value:<11}  {check.name:<18}  {check.message}", flush=True)
+            print(f"{check.verdict.value:<11}  {check.name:<28}  {check.message}", flush=True)
     if args.output == "json":
         print_json({"checks": [asdict(check) for check in checks]})
     verdicts = {check.verdict for check in checks}

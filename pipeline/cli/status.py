@@ -122,7 +122,7 @@ def _page(status: dict[str, Any]) -> list[str]:
         head |= {key.replace("_", " "): _cell(live.get(key)) for key in LIVE}
     lines = _aligned(head)
     for title in ("counts", "metrics", "release"):
-        cells = {name: _cell(value) for name, value in _flat(status[title] or {})}
+        cells = _sums(status[title]) if title == "counts" else {k: _cell(v) for k, v in _flat(status[title] or {})}
         lines += ["", title, *_aligned(cells, indent="  ")] if cells else []
     cursor = {
         f"{at['topic']}[{at['partition']}]": f"next {at['next']:,}  reached {_time(at['reached'])}"
@@ -145,6 +145,16 @@ def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     for key, below in value.items():
         rows += _flat(below, f"{prefix}{key}.") if isinstance(below, dict) else [(f"{prefix}{key}", below)]
     return rows
+
+
+def _sums(counts: dict[str, Any] | None) -> dict[str, str]:
+    """One line for each partition, one for all of them, one for the examples; what is 0 is left out."""
+    counts = counts or {}
+    groups = {**counts.get("events", {}), **{name: counts[name] for name in ("totals", "examples") if name in counts}}
+    return {
+        group: "  ".join(f"{name} {parts[name]:,}" for name in sorted(parts, key="read".__ne__) if parts[name])
+        for group, parts in groups.items()
+    }
 
 
 def _aligned(rows: dict[str, Any], indent: str = "") -> list[str]:

@@ -85,6 +85,7 @@ class Display:
         self._interval_s = PANEL_INTERVAL_S if self._live else LINE_INTERVAL_S
         self._started_at = self._shown_at = time.monotonic()
         self._history: dict[str, deque[float]] = {}
+        self._line = ""
 
     def __enter__(self) -> Self:
         if self._live:
@@ -109,7 +110,9 @@ class Display:
             view.snapshot_at = self._shown_at
         seconds = self._shown_at - self._started_at
         if not self._live:
-            self._console.print(line(view, seconds), highlight=False, soft_wrap=True)
+            if (text := line(view, seconds)) != self._line:
+                self._console.print(text, highlight=False, soft_wrap=True)
+            self._line = text
             return
         for name in ("live/auc_recent", "frozen/auc_recent"):
             value = view.metric(name)

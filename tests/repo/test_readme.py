@@ -24,7 +24,7 @@ def job() -> JobConfig:
             "kafka": {"bootstrap.servers": "unused"},
             "features": {"topic": "f", **columns},
             "labels": {"topic": "l", "column": "y"},
-            "learner": {"task": "examples.custom_task:CrossTask", "batch_size": SIZE, "learning_rate": 0.01},
+            "learner": {"task": "examples.custom_task:GatedTask", "batch_size": SIZE, "learning_rate": 0.01},
             "dead_letters": {"topic": "d"},
         }
     )

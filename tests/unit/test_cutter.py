@@ -4,8 +4,10 @@ import pyarrow as pa
 import pytest
 
 from consumers import cutter as module
-from consumers.codecs import Decoded
-from consumers.cutter import Cut, Cutter, place
+from consumers.arena import Arena
+from consumers.codecs import Decoded, build_codec
+from consumers.config import FeaturesConfig, LabelRule
+from consumers.cutter import Cut, Cutter, place, slot_bytes
 from consumers.record import REJECTS, Messages, Partition, event_schema
 
 HERE = Partition("t", 0)
@@ -94,7 +96,7 @@ def test_large_values_end_a_span_early_but_it_holds_at_least_one(monkeypatch: py
 def test_rejects_that_would_overfill_the_slot_end_the_span(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REJECT_BYTES_MAX", 100)
     target = cutter()
-    fill(target, [0, 1, 2, 3], b"bad" + b"x" * 47)
+    fill(target, [0, 1, 2, 3], b"bad" + b"x" * 44)  # and 3 bytes of reason
     cuts: list[Cut] = []
     while (cut := target.cut(flush=True)) is not None:
         cuts.append(cut)
@@ -137,3 +139,19 @@ def test_messages_before_the_position_are_dropped() -> None:
 def test_one_wild_timestamp_moves_no_place() -> None:
     assert place([100, 101, 2**53, 102, 103]) == 102
     assert place([5]) == 5
+
+
+def test_a_span_of_bad_messages_fits_its_slot_however_long_keys_and_reasons_are() -> None:
+    codec = build_codec(FeaturesConfig(topic="t", numeric=["a"]), LabelRule(kind="number"))
+    face = "\N{GRINNING FACE}" * 60  # in a reason each takes ten bytes
+    twice = f'{{"{face}":1,"{face}":1}}'.encode()
+    arena = Arena.create(1, slot_bytes(2048, columns=1))
+    for values, keys in (([twice] * 2048, [None] * 2048), ([b"bad"] * 3, [b"k" * 5_000_000] * 3)):
+        target = Cutter(HERE, codec, 0, 2048)
+        target.extend(Messages(list(range(len(values))), [0] * len(values), keys, values))
+        rejected = 0
+        while (cut := target.cut(flush=True)) is not None:
+            arena.write(0, [cut.events, cut.rejects])
+            rejected += cut.rejects.num_rows
+        assert rejected == len(values)
+    arena.close()

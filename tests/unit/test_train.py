@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from pipeline.config import JobConfig, label_rule
 from pipeline.learner import Learner
 from pipeline.snapshot import Lineage, Snapshots
 from pipeline.state import State, fresh_positions
-from pipeline.store import MemoryStore
+from pipeline.store import Manifest, MemoryStore
 from tests.stream import Record, events, job
 
 ROWS = 2000
@@ -158,6 +159,24 @@ def test_too_much_bad_input_holds_before_anything_changes(config: JobConfig) -> 
     assert trainer.state.rejected_P.tolist() == [100, 0, 0, 0]
 
 
+def test_good_records_pass_even_when_a_lower_limit_was_configured_since(config: JobConfig) -> None:
+    found = topics(config, 200)
+    found[Partition(config.features.topic, 0)].values[:40] = [b"garbage"] * 40
+    store = MemoryStore()
+    Trainer(config, store, found).run(die_after=2, commit_every=1)
+    strict = job(config.job.state_dir, dead_letters={"hold_share": 0.01, "hold_window": 1000})
+    assert Trainer(strict, store, found).run()["counts"]["totals"]["rejected"] == 40
+
+
+def test_a_tombstone_of_a_feature_event_withdraws_it_and_nothing_else(config: JobConfig) -> None:
+    found = topics(config, 200)
+    gone = Partition(config.features.topic, 0)
+    append(found[gone], Record(found[gone].timestamps[-1], b"k198", None))
+    counts = Trainer(config, MemoryStore(), found).run()["counts"]
+    assert counts["totals"]["tombstone"] == 1
+    assert counts["examples"]["trained"] + counts["totals"]["withdrawn"] == 200
+
+
 def test_a_count_that_does_not_add_up_stops_the_job(config: JobConfig) -> None:
     trainer = Trainer(config, MemoryStore(), topics(config))
     entry = next(iter(trainer.entries()))
@@ -189,3 +208,20 @@ def test_a_register_command_owes_one_version(config: JobConfig, tmp_path: Path) 
     trainer.snapshots.wait()
     owed = [bool(store.manifest(sequence)["owed"]["version"]) for sequence in store.sequences()[-2:]]
     assert owed == [True, False]
+
+
+def test_closing_waits_for_the_commit_that_is_being_written(config: JobConfig) -> None:
+    written = Event()
+
+    class SlowStore(MemoryStore):
+        def commit(self, sequence: int, manifest: Manifest) -> None:
+            written.wait(0.1)
+            super().commit(sequence, manifest)
+            if sequence:
+                written.set()
+
+    trainer = Trainer(config, SlowStore(), topics(config))
+    list(trainer.state.apply(next(iter(trainer.entries()))))
+    trainer.snapshots.commit(trainer.state)
+    trainer.snapshots.close()
+    assert written.is_set()
