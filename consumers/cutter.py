@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from consumers.codecs import Codec
-from consumers.record import REJECT_RAW_BYTES_MAX, Messages, Partition
+from consumers.record import REJECT_RAW_BYTES_MAX, Events, Messages, Partition, Span
 
 SPAN_RAW_BYTES_MAX = 16 * 2**20
 """A span ends before the message that would bring its values over this, but holds at least one message."""
@@ -71,7 +71,7 @@ class Cutter:
         queue.timestamps.extend(messages.timestamps)
         queue.keys.extend(messages.keys)
         queue.values.extend(messages.values)
-        sizes = [len(value) if value else 0 for value in messages.values]
+        sizes = [len(value or b"") + len(key or b"") for key, value in zip(messages.keys, messages.values, strict=True)]
         self._sizes.extend(sizes)
         self.bytes += sum(sizes)
         if self.bound is not None and seen > self.bound:
@@ -133,6 +133,20 @@ class Cutter:
         self.bytes -= sum(self._sizes[:count])
         for column in (queue.offsets, queue.timestamps, queue.keys, queue.values, self._sizes):
             del column[:count]
+
+
+def span_of(partition: Partition, cut: Cut) -> Span:
+    """The span that a cut is, with its events as views."""
+    return Span(
+        partition,
+        cut.start,
+        cut.stop,
+        cut.place,
+        cut.messages,
+        Events.from_arrow(cut.events),
+        cut.rejects,
+        skipped=cut.stop - cut.start - cut.messages,
+    )
 
 
 def place(timestamps: list[int]) -> int:

@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping
 
 from consumers.codecs import Codec
 from consumers.config import StreamConfig
-from consumers.cutter import Cut, Cutter
+from consumers.cutter import Cutter, span_of
 from consumers.planner import Planner
 from consumers.record import (
     CaughtUp,
     Entry,
-    Events,
     Messages,
     Partition,
     Position,
@@ -60,20 +59,6 @@ class InMemorySource:
         if messages.offsets:
             cutter.extend(messages)
         return cutter
-
-
-def span_of(partition: Partition, cut: Cut) -> Span:
-    """The span of a cut that stays in this process."""
-    return Span(
-        partition,
-        cut.start,
-        cut.stop,
-        cut.place,
-        cut.messages,
-        Events.from_arrow(cut.events),
-        cut.rejects,
-        skipped=cut.stop - cut.start - cut.messages,
-    )
 
 
 def _advance(cutter: Cutter, planner: Planner) -> None:

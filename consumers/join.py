@@ -82,10 +82,6 @@ class Join:
         """Bytes of all slabs in use: what the budget limits."""
         return sum(table.nbytes for table in self._tables)
 
-    def add_partition(self) -> None:
-        """Appends a row of zeros to `counts_PO`."""
-        self.counts_PO = np.vstack([self.counts_PO, np.zeros((1, len(Outcome)), np.int64)])
-
     def apply(self, side: Side, partition: int, events: Events, scores_NS: Float32s | None) -> Examples:
         """Applies the events of one span, in order. Copies all that it keeps.
 

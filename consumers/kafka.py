@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -188,8 +189,8 @@ def _columns(messages: list[Message]) -> Messages:
 
 def parse_time(text: str) -> int:
     """An ISO 8601 time in milliseconds; UTC if it names no zone. Raises ValueError."""
-    time = datetime.fromisoformat(text)
-    return round((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
+    moment = datetime.fromisoformat(text)
+    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def _client_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,16 +226,18 @@ def _raise_for(message: Message) -> None:
 
 
 def timestamp_at(settings: Mapping[str, Any], cluster: Cluster, partition: Partition, offset: int) -> int | None:
-    """The timestamp of the first record at or after an offset, or None if there is none."""
+    """The timestamp of the first record at or after an offset, or None if there is none. Raises DependencyError."""
     if offset >= cluster.ends([partition])[partition]:
         return None
     fetcher = Fetcher(settings, "evertrain-lookup", {partition: offset})
     try:
-        while True:
-            fetched, ends = fetcher.fetch(1, _TIMEOUT_S)
+        deadline = time.monotonic() + _TIMEOUT_S
+        while time.monotonic() < deadline:
+            fetched, ends = fetcher.fetch(1, 1.0)
             if fetched:
                 return fetched[partition].timestamps[0]
             if ends:
                 return None
+        raise DependencyError(f"{partition}@{offset}: Kafka did not answer within {_TIMEOUT_S:.0f} s; try again")
     finally:
         fetcher.close()

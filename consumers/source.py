@@ -13,8 +13,8 @@ from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 from consumers.arena import Arena
-from consumers.cutter import slot_bytes
-from consumers.errors import StreamError
+from consumers.cutter import Cut, slot_bytes, span_of
+from consumers.errors import DependencyError, StreamError
 from consumers.planner import Planner
 from consumers.reader import ReaderJob
 from consumers.record import (
@@ -22,7 +22,6 @@ from consumers.record import (
     CaughtUp,
     Command,
     Entry,
-    Events,
     Partition,
     Position,
     Side,
@@ -149,8 +148,9 @@ class KafkaSource:
 
     def _send_finish(self) -> None:
         if self._finish_requested and not self._bounds:
-            self._bounds = self._current_ends()
-            self._tell(("bound", self._bounds))
+            with suppress(DependencyError):  # asked again until Kafka answers
+                self._bounds = self._current_ends()
+                self._tell(("bound", self._bounds))
 
     def _count_restart(self, positions: dict[Partition, int]) -> None:
         """Counts deaths at one position: past RESTARTS_MAX something there kills every reader."""
@@ -215,18 +215,7 @@ class _Inbox:
         schemas = self._schemas[self._sides[partition.topic]]
         events, rejects = self._arena.read(slot, lengths, schemas)
         self._slots[partition].append(slot)
-        self._planner.offer(
-            Span(
-                partition,
-                start,
-                stop,
-                place,
-                messages,
-                Events.from_arrow(events),
-                rejects,
-                skipped=stop - start - messages,
-            )
-        )
+        self._planner.offer(span_of(partition, Cut(start, stop, place, messages, events, rejects)))
 
 
 def make_reader_job(starts: dict[Partition, int], bounds: dict[Partition, int], **settings: Any) -> ReaderJob:

@@ -15,18 +15,16 @@ OWED_BYTES_MAX = 16 * 2**20
 class SnapshotCadence:
     """Due for a version at exactly its entry; otherwise by rows or by time, when the last commit is durable."""
 
-    def __init__(self, every: Cadence, clock: Callable[[], float]) -> None:
+    def __init__(self, every: Cadence, clock: Callable[[], float], rows: int) -> None:
         self._every = every
         self._clock = clock
         self._committed_at = clock()
-        self._committed_rows: int | None = None
+        self._committed_rows = rows  # trained by then
 
     def due(self, state: State, busy: bool) -> bool:
         """Whether to commit now. Answering yes starts the next interval."""
-        if self._committed_rows is None:
-            self._committed_rows = state.trained
         now = self._clock()
-        due = state.owed.version or (
+        due = state.owed.version_due or (
             not busy
             and bool(state.ledger)
             and (

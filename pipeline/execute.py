@@ -7,11 +7,10 @@ import signal
 import time
 from threading import Event
 
-from consumers.errors import DependencyError, TooMuchBadInput
+from consumers.errors import DependencyError, EvertrainError, TooMuchBadInput
 from consumers.record import Command
 from pipeline.config import JobConfig
 from pipeline.run import Bounds, Run, open_run
-from pipeline.state import State
 from pipeline.train import train
 
 RELEASER_END_S = 6.0
@@ -22,20 +21,22 @@ log = logging.getLogger("evertrain")
 
 def execute(
     job: JobConfig, *, bounds: Bounds | None = None, until_caught_up: bool = False, accept_bad: int = 0
-) -> State:
+) -> bool:
     """Runs until the bounds, or for ever; SIGTERM and SIGINT end it cleanly.
 
     SIGUSR1 makes the ends of this moment the bounds.
 
-    Raises EvertrainError with the exit code of what went wrong.
+    Returns whether the bounds were reached. Raises EvertrainError with the exit code of what went wrong.
     """
     stop = Event()
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])  # it waits until there is a source to finish
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     first = [Command("accept_bad", accept_bad)] if accept_bad else []
     bounds = bounds or Bounds()
     with open_run(job, bounds, first, until_caught_up=until_caught_up) as run:
         signal.signal(signal.SIGUSR1, lambda *_: run.source.finish())
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
         try:
             train(run, stop)
         except TooMuchBadInput as error:
@@ -45,19 +46,23 @@ def execute(
                 _end(run)
                 raise
             _hold(run, str(error), stop)
+        except EvertrainError:
+            _end(run)
+            raise
         if stop.is_set():
             _end(run)
         else:
             _drain(run, job, stop)
         log.info("%s: %d rows trained, snapshot %d", run.phase, run.state.trained, run.snapshots.sequence)
-        return run.state
+        return not stop.is_set()
 
 
 def _hold(run: Run, reason: str, stop: Event) -> None:
     """Stays up, applying nothing, until it is stopped."""
     log.error("holding: %s", reason)
-    while not stop.wait(1.0):
+    while not stop.is_set():  # no stop.wait: a handler that sets what its own thread waits for can hang
         run.report("holding", hold=reason)
+        time.sleep(0.5)
 
 
 def _end(run: Run) -> None:

@@ -73,7 +73,7 @@ class Learner:
         labels_B = torch.from_numpy(batch.labels_B).to(self.device)
         weights_B = torch.from_numpy(batch.weights_B).to(self.device)
         buffers = [(buffer, buffer.clone()) for buffer in self._buffers]
-        generator = torch.get_rng_state()
+        generators = self._generators()
 
         self.module.train()
         for standardiser in self._standardisers:
@@ -87,7 +87,7 @@ class Learner:
         else:
             for buffer, before in buffers:
                 buffer.copy_(before)
-            torch.set_rng_state(generator)
+            self._set_generators(generators)
         self.optimizer.zero_grad(set_to_none=True)
         self.module.eval()
         return StepReport(value, not finite, frozen_scores_BS)
@@ -115,8 +115,7 @@ class Learner:
             arrays |= _arrays(f"optimizer.{index}.", tensors)
         if self.frozen is not None:
             arrays |= _arrays("frozen.", self.frozen.module.state_dict())
-        arrays["random"] = torch.get_rng_state().numpy()
-        return arrays
+        return arrays | _arrays("random.", self._generators())
 
     def document(self) -> dict[str, Any]:
         """The optimizer's settings (JSON)."""
@@ -142,7 +141,17 @@ class Learner:
             self.freeze()
             assert self.frozen is not None
             self.frozen.module.load_state_dict(frozen)
-        torch.set_rng_state(torch.from_numpy(arrays["random"]))
+        self._set_generators(_tensors("random.", arrays))
+
+    def _generators(self) -> dict[str, Tensor]:
+        """The states of torch's generators that a module may draw from."""
+        cuda = {"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {}
+        return {"cpu": torch.get_rng_state(), **cuda}
+
+    def _set_generators(self, states: dict[str, Tensor]) -> None:
+        torch.set_rng_state(states["cpu"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(states["cuda"], self.device)
 
 
 def choose_device(wanted: str) -> torch.device:

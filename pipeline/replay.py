@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,8 @@ def resolve(job: JobConfig, start: str, stop: str) -> Stretch:
     """
     cluster = Cluster(job.kafka)
     features = cluster.topic(job.features.topic).partitions
-    starts, start_ms = _side(job, cluster, features, start, "--from")
-    stops, stop_ms = _side(job, cluster, features, stop, "--to")
+    starts, start_ms = _from(job, cluster, features, start)
+    stops, stop_ms = _to(job, cluster, features, stop)
     stops = {partition: max(offset, starts[partition]) for partition, offset in stops.items()}
     if job.labels is not None:
         labels = cluster.topic(job.labels.topic).partitions
@@ -44,11 +45,19 @@ def resolve(job: JobConfig, start: str, stop: str) -> Stretch:
     return Stretch(Bounds({p: starts[p] for p in sorted(starts, key=_rank(job))}, stops))
 
 
-def replay_job(job: JobConfig, name: str) -> JobConfig:
-    """The job under another name, in a state directory beside the trainer's. Raises ConfigError if it exists."""
+def replay_job(job: JobConfig, name: str, stretch: Stretch) -> JobConfig:
+    """The job under another name, in a state directory beside the trainer's.
+
+    The same stretch under the same name goes on where it stopped; raises ConfigError if it is another one.
+    """
     state_dir = Path(f"{job.job.state_dir}-replays") / name
-    if state_dir.exists():
-        raise ConfigError(f"{state_dir} exists: a replay of that name was made; give another --name, or remove it")
+    record = state_dir / "replay.json"
+    if record.exists() and json.loads(record.read_text()) != stretch.lines():
+        raise ConfigError(
+            f"{state_dir}: the replay of that name read other offsets; give another --name, or remove the folder"
+        )
+    state_dir.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps(stretch.lines()))
     return JobConfig.model_validate(
         {**job.model_dump(), "job": {**job.job.model_dump(), "name": name, "state_dir": state_dir}}
     )
@@ -58,17 +67,34 @@ def _rank(job: JobConfig) -> Any:
     return lambda partition: (partition.topic != job.features.topic, partition.number)
 
 
-def _side(
-    job: JobConfig, cluster: Cluster, partitions: tuple[Partition, ...], text: str, option: str
+def _from(
+    job: JobConfig, cluster: Cluster, partitions: tuple[Partition, ...], text: str
 ) -> tuple[dict[Partition, int], int]:
-    """Offsets of one end of the stretch, and its time."""
-    if ":" in text and "-" not in text:
-        offsets = _parse_offsets(partitions, text, option)
-        times = [timestamp_at(job.kafka, cluster, partition, offset) for partition, offset in offsets.items()]
-        known = [time for time in times if time is not None]
-        if not known:
-            raise ConfigError(f"{option} {text}: no partition has a record there")
-        return offsets, (min(known) if option == "--from" else max(known))
+    """First offsets, and the time of the oldest record there."""
+    if not _are_offsets(text):
+        return _at_time(cluster, partitions, text, "--from")
+    offsets = _parse_offsets(partitions, text, "--from")
+    return offsets, min(_times(job, cluster, offsets, f"--from {text}"))
+
+
+def _to(
+    job: JobConfig, cluster: Cluster, partitions: tuple[Partition, ...], text: str
+) -> tuple[dict[Partition, int], int]:
+    """Offsets at which to end, and the time just after the newest record before them."""
+    if not _are_offsets(text):
+        return _at_time(cluster, partitions, text, "--to")
+    offsets = _parse_offsets(partitions, text, "--to")
+    last = {partition: max(offset - 1, 0) for partition, offset in offsets.items()}
+    return offsets, max(_times(job, cluster, last, f"--to {text}")) + 1
+
+
+def _are_offsets(text: str) -> bool:
+    return ":" in text and "-" not in text
+
+
+def _at_time(
+    cluster: Cluster, partitions: tuple[Partition, ...], text: str, option: str
+) -> tuple[dict[Partition, int], int]:
     try:
         time_ms = parse_time(text)
     except ValueError:
@@ -76,6 +102,14 @@ def _side(
             f"{option} {text}: neither an ISO 8601 time such as 2013-01-05T00:00Z nor offsets such as 0:1200,1:980"
         ) from None
     return dict(cluster.offsets_at(partitions, time_ms)), time_ms
+
+
+def _times(job: JobConfig, cluster: Cluster, offsets: dict[Partition, int], origin: str) -> list[int]:
+    times = [timestamp_at(job.kafka, cluster, partition, offset) for partition, offset in offsets.items()]
+    known = [time for time in times if time is not None]
+    if not known:
+        raise ConfigError(f"{origin}: no partition has a record there")
+    return known
 
 
 def _parse_offsets(partitions: tuple[Partition, ...], text: str, option: str) -> dict[Partition, int]:

@@ -107,7 +107,7 @@ def open_run(job: JobConfig, bounds: Bounds, first: list[Command], *, until_caug
             log.info("begins lineage %s", lineage.id)
         source = _source(job, cluster, list(state.positions), bounds, first, until_caught_up)
         status = StatusFile(state_dir / "status.json", job.job.name)
-        cadence = SnapshotCadence(job.snapshot.every, time.monotonic)
+        cadence = SnapshotCadence(job.snapshot.every, time.monotonic, state.trained)
         run = Run(job, state, source, snapshots, cadence, releaser, status)
         releaser.start()
         try:

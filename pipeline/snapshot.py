@@ -96,16 +96,15 @@ class Snapshots:
         arrays, slabs = _arrays(state)
         self._frozen.take(arrays)
         new_slabs = self._freeze_slabs(slabs)
-        owed = {
-            "dead_letters": _letters_blob(state.owed.letters, self.lineage.topic_ids),
-            "points": json.dumps(state.owed.points).encode() if state.owed.points else None,
-            "version": _version_blob(state) if state.owed.version else None,
-        }
         manifest = self._manifest(state, self.lineage)
+        entries, due = state.seal()
+        owed = {
+            "dead_letters": _letters_blob(due.letters, self.lineage.topic_ids),
+            "points": json.dumps(due.points).encode() if due.points else None,
+            "version": _version_blob(state) if due.version_due else None,
+        }
+        ledger = json.dumps(entries).encode()
         document = json.dumps(_document(state, slabs)).encode()
-        ledger = json.dumps(state.ledger).encode()
-        state.ledger = []
-        state.owed = type(state.owed)()
         self._writing = self._writer.submit(
             self._write, manifest, document, ledger, owed, new_slabs, [(s.side, s.number) for s in slabs if s.full]
         )

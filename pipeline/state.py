@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from consumers.batch import Batch, Batcher
+from consumers.cutter import PLACE_RECORDS
 from consumers.errors import BalanceError, TooMuchBadInput
 from consumers.join import Join, Outcome
-from consumers.record import NEVER, Command, Entry, Membership, Partition, Position, Side, Span, Tick
+from consumers.record import NEVER, Command, Entry, Int64s, Membership, Partition, Position, Side, Span, Tick
 from pipeline.config import Cadence, DeadLettersConfig, JobConfig
 from pipeline.learner import Learner, StepReport
 from pipeline.monitor import Monitor
@@ -32,7 +33,7 @@ class Owed:
 
     letters: list[Letters] = field(default_factory=list)
     points: list[dict[str, Any]] = field(default_factory=list)
-    version: bool = False
+    version_due: bool = False
 
 
 class State:
@@ -101,7 +102,7 @@ class State:
         position = self.positions[span.partition]
         position.next, position.last_place = span.stop, span.place
         if len(events):
-            position.reached = max(position.reached, int(events.event_time_N.max()))
+            position.reached = max(position.reached, newest_time(events.event_time_N))
         yield from self.batcher.add(examples)
         yield from self._advance()
 
@@ -111,8 +112,10 @@ class State:
     def _obey(self, command: Command) -> None:
         if command.name == "register":
             self._owe_version()
-        else:
+        elif command.name == "accept_bad":
             self.bad_input.accept += command.argument
+        else:
+            raise ValueError(f"unknown command {command.name!r}")
 
     @property
     def watermark(self) -> int:
@@ -138,9 +141,15 @@ class State:
             self._owe_version()
 
     def _owe_version(self) -> None:
-        if self.trained > self.registered:
+        self.owed.version_due = self.trained > self.registered
+
+    def seal(self) -> tuple[list[list[Any]], Owed]:
+        """The ledger and what is owed, for the commit of this moment; both begin anew."""
+        sealed = self.ledger, self.owed
+        if self.owed.version_due:
             self.registered = self.trained
-            self.owed.version = True
+        self.ledger, self.owed = [], Owed()
+        return sealed
 
     def point(self) -> dict[str, Any]:
         """A metric point: its step is the number of rows trained, its time the stream's."""
@@ -217,6 +226,12 @@ class BadInput:
             )
         self.accept -= allowed
         self.recent = recent if found else []
+
+
+def newest_time(times_N: Int64s) -> int:
+    """The event time that a span reaches: its eighth-newest (the middle of fewer): a wild stamp moves nothing."""
+    rank = min(PLACE_RECORDS // 2 + 1, (len(times_N) + 1) // 2)
+    return int(np.partition(times_N, -rank)[-rank])
 
 
 def crossed(cadence: Cadence, before: int, after: int) -> bool:

@@ -35,6 +35,17 @@ def add_output_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_accept_bad_option(parser: argparse.ArgumentParser) -> None:
+    """`--accept-bad N`."""
+    parser.add_argument(
+        "--accept-bad",
+        type=int,
+        default=0,
+        metavar="N",
+        help="let the next N bad records pass to the dead letters without holding the job",
+    )
+
+
 def load_job(args: argparse.Namespace) -> JobConfig:
     """The job that the arguments of `add_job_options` name. Raises ConfigError."""
     from pipeline.jobfile import load

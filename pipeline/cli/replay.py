@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from pipeline.cli.options import add_job_options, add_output_option, load_job, print_json
+from pipeline.cli.options import add_accept_bad_option, add_job_options, add_output_option, load_job, print_json
 
 if TYPE_CHECKING:
     from pipeline.config import JobConfig
@@ -25,6 +25,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     add_job_options(parser)
     add_output_option(parser)
+    add_accept_bad_option(parser)
     parser.add_argument("--from", dest="start", required=True, metavar="FROM", help="a time, or offsets")
     parser.add_argument("--to", dest="stop", required=True, metavar="TO", help="a time, or offsets")
     parser.add_argument("--name", help="of the new lineage (default: the job's name with -replay)")
@@ -39,11 +40,14 @@ def run(args: argparse.Namespace) -> int:
     name = args.name or f"{job.job.name}-replay"
     stretch = resolve(job, args.start, args.stop)
     _announce(stretch)
+    from pipeline.cli import INTERRUPTED
     from pipeline.execute import execute
     from pipeline.store import LocalStore
 
-    replay = replay_job(job, name)
-    execute(replay, bounds=stretch.bounds)
+    replay = replay_job(job, name, stretch)
+    if not execute(replay, bounds=stretch.bounds, accept_bad=args.accept_bad):
+        print("stopped before the end; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
     _report(replay, stretch, LocalStore(replay.job.state_dir), json=args.output == "json")
     return 0
 

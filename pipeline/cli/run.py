@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pipeline.cli.options import add_job_options, load_job
+from pipeline.cli.options import add_accept_bad_option, add_job_options, load_job
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -16,13 +16,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="store_true",
         help="end at what the topics hold when the run starts, once everything is released",
     )
-    parser.add_argument(
-        "--accept-bad",
-        type=int,
-        default=0,
-        metavar="N",
-        help="let the next N bad records pass to the dead letters without holding the job",
-    )
+    add_accept_bad_option(parser)
     parser.set_defaults(run=run)
 
 

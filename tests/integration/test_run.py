@@ -203,7 +203,9 @@ def test_replay_of_a_stretch_learns_what_the_topics_hold_for_it_and_twice_the_sa
     assert first["weights_sha256"] == second["weights_sha256"]
     assert first["counts"] == second["counts"]
     assert not job.state_dir.exists()  # the trainer's own state is not touched
-    again = evertrain("replay", "-c", str(job.path), "--from", times[0], "--to", times[1], "--name", "one", expect=2)
+    again = evertrain(
+        "replay", "-c", str(job.path), "--from", times[0], "--to", "2023-11-14T22:13:28Z", "--name", "one", expect=2
+    )
     assert "another --name" in again.stderr
 
 
