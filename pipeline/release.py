@@ -179,8 +179,8 @@ class Service:
         os._exit(0)
 
     def _warm_up(self) -> None:
-        """Imports what takes seconds, so that the first version is not late and the first sink need not wait."""
-        steps: tuple[Callable[[], None], ...] = (lambda: None, _import_mlflow, _import_export)
+        """Imports MLflow, which takes seconds, while dead letters go out; what exports waits for the first version."""
+        steps: tuple[Callable[[], None], ...] = (lambda: None, _import_mlflow, lambda: None)
         for sink, step in zip(self._sinks, steps, strict=True):
             try:
                 step()
@@ -273,14 +273,6 @@ def _import_mlflow() -> None:
     from pipeline.registry import import_mlflow
 
     import_mlflow()
-
-
-def _import_export() -> None:
-    import torch.export
-
-    import pipeline.version  # noqa: F401
-
-    torch.export.export(torch.nn.Linear(2, 1), (torch.zeros(2, 2),))  # the first one imports the most
 
 
 def _one_line(error: Exception) -> str:
