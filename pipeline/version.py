@@ -194,8 +194,9 @@ def _quality_table(manifest: Manifest) -> list[str]:
     head = "Every row was scored before it was learned."
     if not any(frozen for _, _, frozen in rows):
         return [head, "", *_block(["", "live"], [row[:2] for row in rows])]
-    after = f"{monitor['frozen_after']:,}"
-    head += f" *Frozen* is a copy that learned no more after row {after}, measured from there on."
+    taken = monitor["frozen_after"]  # None if the job file asks for no copy any more
+    head += f" *Frozen* is a copy that learned no more{'' if taken is None else f' after row {taken:,}'}"
+    head += " and is measured from there on."
     return [head, "", *_block(["", "live", "frozen"], rows)]
 
 
