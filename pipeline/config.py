@@ -51,6 +51,15 @@ def _check_name(value: str) -> str:
     return value
 
 
+BUILT_IN_TASKS = ("binary", "multiclass", "regression")
+
+
+def _check_task(value: str) -> str:
+    if value not in BUILT_IN_TASKS and ":" not in value:
+        raise ValueError(f"a task is {', '.join(BUILT_IN_TASKS)} or 'package.module:Task'")
+    return value
+
+
 class RunConfig(Model):
     """`[job]`."""
 
@@ -62,7 +71,7 @@ class RunConfig(Model):
 class LearnerConfig(Model):
     """`[learner]`: the task, the plain MLP and its optimizer."""
 
-    task: str = "binary"  # binary | multiclass | regression | "package.module:Task"
+    task: Annotated[str, AfterValidator(_check_task)] = "binary"
     classes: int = Field(default=2, ge=2, le=4096)
     batch_size: int = Field(default=1024, ge=2, le=2**20)
     batch_wait: DurationMs = 1000

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from consumers.config import FeaturesConfig
 from consumers.errors import ConfigError
-from pipeline.config import JobConfig, LearnerConfig
+from pipeline.config import BUILT_IN_TASKS, JobConfig, LearnerConfig
 from pipeline.models.mlp import mlp
 
 
@@ -116,7 +116,7 @@ class Scorer(nn.Module):
         return self._task.score(self.module(features_NC))
 
 
-BUILT_IN: dict[str, type[Any]] = {"binary": Binary, "multiclass": Multiclass, "regression": Regression}
+BUILT_IN: dict[str, type[Any]] = dict(zip(BUILT_IN_TASKS, (Binary, Multiclass, Regression), strict=True))
 
 
 def build_task(job: JobConfig) -> Task:
@@ -143,10 +143,7 @@ def build_scorer(job: JobConfig) -> Scorer:
 
 def _import(name: str) -> Any:
     module_name, _, attribute = name.partition(":")
-    allowed = f"allowed are {', '.join(BUILT_IN)} and 'package.module:Task'"
-    if not attribute:
-        raise ConfigError(f"learner.task = {name!r} is unknown; {allowed}")
     try:
         return getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"learner.task = {name!r} cannot be imported ({error}); {allowed}") from error
+        raise ConfigError(f"learner.task = {name!r} cannot be imported: {error}") from error
