@@ -83,7 +83,8 @@ class Monitor:
         for name, quality in self._quality.items():
             prefix = name.replace("_", "/") + "_" if name.startswith("compare_") else f"{name}/"
             point |= {prefix + metric: value for metric, value in quality.metrics().items()}
-            point[f"{prefix}unmeasured"] = float(quality.unmeasured)
+            if quality.unmeasured:
+                point[f"{prefix}unmeasured"] = float(quality.unmeasured)
         if self._drift:
             point |= {f"drift/{family}_alarms": float(count) for family, count in self.alarm_counts.items()}
             point |= {"drift/alarms": float(self.alarm_count)} | self._drift.point()
