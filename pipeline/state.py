@@ -61,7 +61,7 @@ class State:
         self.trained = 0
         self.refused = 0
         self.registered = 0  # rows trained when the last version fell due
-        self.label_delay_ms: float | None = None  # of the last batch: newest event time less its own; not part of S
+        self.label_delay_ms: float | None = None  # newest labels' mean time less their features'; not part of S
         self.bad_input = BadInput(job.dead_letters)
         self.ledger: list[list[Any]] = []
         self.owed = Owed()
@@ -98,6 +98,8 @@ class State:
             self.owed.letters.append(Letters(span.partition, _copied(span.rejects)))
         scores_NS = self.learner.score(events.features_NC) if side is Side.FEATURES else None
         examples = self.join.apply(side, index, events, scores_NS)
+        if side is Side.LABELS and len(examples):
+            self.label_delay_ms = float(events.event_time_N.mean() - examples.event_time_N.mean())
 
         position = self.positions[span.partition]
         position.next, position.last_place = span.stop, span.place
@@ -130,8 +132,6 @@ class State:
             return
         before, self.trained = self.trained, self.trained + batch.rows
         self.monitor.observe(batch, report.frozen_scores_BS, self.trained)
-        newest = max(position.reached for position in self.positions.values())
-        self.label_delay_ms = float(newest - batch.event_time_B[: batch.rows].mean())
         frozen_after = self.job.monitor.frozen_after
         if self.learner.frozen is None and frozen_after is not None and self.trained >= frozen_after:
             self.learner.freeze()
