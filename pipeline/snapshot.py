@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,9 +23,11 @@ from consumers.slabs import SlabView
 from pipeline.config import JobConfig
 from pipeline.frozen import Frozen
 from pipeline.identity import check_identity, code_version, environment
-from pipeline.learner import Learner
 from pipeline.state import Letters, State, never
 from pipeline.store import Manifest, Store
+
+if TYPE_CHECKING:
+    from pipeline.learner import Learner
 
 FORMAT = 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +15,10 @@ from consumers.errors import BalanceError, TooMuchBadInput
 from consumers.join import Join, Outcome
 from consumers.record import NEVER, Command, Entry, Int64s, Membership, Partition, Position, Side, Span, Tick
 from pipeline.config import Cadence, DeadLettersConfig, JobConfig
-from pipeline.learner import Learner, StepReport
 from pipeline.monitor import Monitor
+
+if TYPE_CHECKING:  # S works with every learner; only the real one needs torch
+    from pipeline.learner import Learner, StepReport
 
 
 @dataclass(frozen=True, slots=True)
