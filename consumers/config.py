@@ -113,13 +113,33 @@ class LabelsConfig(TopicConfig):
     column: str
 
 
+PAGE_ROWS = 4096
+"""Rows of a slab that fill whole pages in every column, which is what mapping it from a file takes."""
+
+
 class JoinConfig(Model):
     """`[join]`."""
 
     window: DurationMs = 86_400_000
     on_expiry: Literal["drop", "negative"] = "drop"
-    memory: SizeBytes = 512 * 2**20
+    memory: SizeBytes = 512 * 2**20  # of both tables; beyond it full slabs are read from the snapshots' files
+    disk: SizeBytes | None = None  # of both tables, in memory or not: beyond it the oldest are evicted, and counted
     slab_rows: int = Field(default=32_768, ge=16, le=2**22)
+
+    @property
+    def limit(self) -> int:
+        """Bytes of both tables at which the oldest slabs are evicted."""
+        if self.disk is not None:
+            return self.disk
+        return 16 * self.memory if self.slab_rows % PAGE_ROWS == 0 else self.memory
+
+    @model_validator(mode="after")
+    def _disk_is_usable(self) -> JoinConfig:
+        if self.disk is not None and self.disk < self.memory:
+            raise ValueError("disk is smaller than memory; it limits all that waits, in memory or not")
+        if self.disk is not None and self.disk > self.memory and self.slab_rows % PAGE_ROWS:
+            raise ValueError(f"slabs can only go to disk if slab_rows is a multiple of {PAGE_ROWS}")
+        return self
 
 
 class StreamConfig(Model):

@@ -5,7 +5,8 @@ Every event meets exactly one `Outcome`, or waits; each rule is in `consumers.ke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,9 @@ from consumers.kernels import (
     Findings,
     Outcome,
     Rules,
-    Status,
     apply_features,
     apply_labels,
+    count_waiting,
     expire,
     touch,
 )
@@ -43,6 +44,7 @@ class Join:
         score_width: S.
         partitions: how many partitions, of both topics together, have a row in `counts_PO`.
         labelled_features: features carry their label and never wait.
+        room: bytes up to which `configure` may raise the limit; at least the limit itself.
 
     Raises:
         ConfigError: the budget has no room for three slabs of each side.
@@ -56,20 +58,17 @@ class Join:
         score_width: int,
         partitions: int,
         labelled_features: bool,
+        room: int = 0,
     ) -> None:
         layouts = [slab_layout(side, columns, score_width) for side in Side]
         sizes = [slab_bytes(layout, config.slab_rows) for layout in layouts]
-        least = SLABS_MIN * sum(sizes)
-        if config.memory < least:
-            raise ConfigError(
-                f"join.memory is {config.memory:,} B; {columns} columns in slabs of {config.slab_rows:,} "
-                f"rows need at least {least:,} B. Raise join.memory or, for a new job, lower join.slab_rows"
-            )
+        self._least = SLABS_MIN * sum(sizes)
+        self._check(config)
         self._tables = [
-            SlabTable(side, layout, config.slab_rows, config.memory // size)
+            SlabTable(side, layout, config.slab_rows, max(config.limit, room) // size)
             for side, layout, size in zip(Side, layouts, sizes, strict=True)
         ]
-        self._memory = config.memory
+        self._config = config
         self._window = min(config.window, 2**61)  # for ever; no sum with it overflows
         self._fill_in = config.on_expiry == "negative"
         self._labelled = labelled_features
@@ -79,8 +78,14 @@ class Join:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all slabs in use: what the budget limits."""
+        """Bytes of all slabs in use: what `join.disk` limits."""
         return sum(table.nbytes for table in self._tables)
+
+    @property
+    def over_memory(self) -> bool:
+        """Whether slabs, their index included, take more memory than `join.memory`: some should be mapped."""
+        spills = self._config.limit > self._config.memory
+        return spills and sum(table.resident_bytes for table in self._tables) > self._config.memory
 
     def apply(self, side: Side, partition: int, events: Events, scores_NS: Float32s | None) -> Examples:
         """Applies the events of one span, in order. Copies all that it keeps.
@@ -144,14 +149,32 @@ class Join:
         waiting_P = np.zeros(len(self.counts_PO), np.int64)
         for table in self._tables:
             for slab in table.order:
-                waiting_P += self._waiting_in(table, slab)
+                count_waiting(table.rows, *table.bounds(slab), waiting_P)
         return waiting_P
+
+    @property
+    def wants_commit(self) -> bool:
+        """Whether a snapshot would free memory: it writes full slabs to files that can be mapped."""
+        return self.over_memory and any(table.has_unwritten for table in self._tables)
+
+    def pin(self) -> None:
+        """Until `unpin`, what `slabs()` gave for full slabs stays as it is, whatever is applied."""
+        for table in self._tables:
+            table.pin()
+
+    def unpin(self, files: Mapping[tuple[int, int], Path]) -> None:
+        """Full slabs are in files, by side and number: those that memory has no room for are mapped from there."""
+        for table in self._tables:
+            table.unpin()
+        self._spill(files)
+        for table in self._tables:
+            table.release()
 
     def slabs(self) -> list[SlabView]:
         """All slabs, for a snapshot: features first, oldest first. See `SlabView` for how long they last."""
         return [view for table in self._tables for view in table.views()]
 
-    def restore(self, slabs: Sequence[SlabView], counts_PO: Int64s, watermark: int, filled_in: int) -> None:
+    def restore(self, slabs: Iterable[SlabView], counts_PO: Int64s, watermark: int, filled_in: int) -> None:
         """Takes up, in a new object, where a snapshot left off. A smaller budget evicts the oldest slabs.
 
         Args:
@@ -166,21 +189,46 @@ class Join:
         for view in slabs:
             self._make_room(view.side)
             self._tables[view.side].load(view)
+            if view.file is not None:
+                self._spill({(view.side, view.number): view.file})
+
+    def configure(self, config: JoinConfig) -> None:
+        """Takes over changed limits, up to `room`; evicts down to a smaller one. Raises ConfigError."""
+        self._check(config)
+        self._config = config
+        while self.nbytes > config.limit:
+            self._evict()
+
+    def _check(self, config: JoinConfig) -> None:
+        if min(config.memory, config.limit) < self._least:
+            raise ConfigError(
+                f"join.memory is {config.memory:,} B; slabs of {config.slab_rows:,} rows need at least "
+                f"{self._least:,} B here. Raise join.memory or, for a new job, lower join.slab_rows"
+            )
+
+    def _spill(self, files: Mapping[tuple[int, int], Path]) -> None:
+        by_side = [
+            {number: path for (side, number), path in files.items() if side == table.side} for table in self._tables
+        ]
+        while self.over_memory:
+            if not any(table.spill_oldest(found) for table, found in zip(self._tables, by_side, strict=True)):
+                break  # the rest has no file yet
 
     def _make_room(self, side: Side) -> None:
-        """Evicts oldest slabs until one more of this side fits the budget."""
-        mine, theirs = self._tables[side], self._tables[1 - side]
-        while self.nbytes + mine.slab_bytes > self._memory:
-            # the minimal budget guarantees that one of them has as many
-            table = mine if len(mine.order) >= SLABS_MIN else theirs
-            self.counts_PO[:, Outcome.EVICTED] += self._waiting_in(table, table.order[0])
-            table.drop_oldest()
+        """Evicts oldest slabs until one more of this side fits the limit."""
+        while self.nbytes + self._tables[side].slab_bytes > self._config.limit:
+            self._evict(side)
+
+    def _evict(self, side: Side = Side.FEATURES) -> None:
+        # The least limit guarantees that one of the two has as many slabs.
+        table = next(t for t in (self._tables[side], self._tables[1 - side]) if len(t.order) >= SLABS_MIN)
+        self.counts_PO[:, Outcome.EVICTED] += self._waiting_in(table, table.order[0])
+        table.drop_oldest()
 
     def _waiting_in(self, table: SlabTable, slab: int) -> Int64s:
-        start, stop = table.bounds(slab)
-        waiting_N = table.rows.status_R[start:stop] == Status.WAITING
-        partition_N = table.rows.partition_R[start:stop][waiting_N]
-        return np.bincount(partition_N, minlength=len(self.counts_PO)).astype(np.int64)
+        waiting_P = np.zeros(len(self.counts_PO), np.int64)
+        count_waiting(table.rows, *table.bounds(slab), waiting_P)
+        return waiting_P
 
     def _expire(self, table: SlabTable, horizon: int, outcome: Outcome) -> Int64s:
         """Physical rows that expired, in slab and row order."""

@@ -309,3 +309,11 @@ def expire(table: TableRows, start: int, stop: int, horizon: int, expired_N: Int
             else:
                 oldest = min(oldest, time)
     return expired, oldest
+
+
+@njit_cached
+def count_waiting(table: TableRows, start: int, stop: int, waiting_P: Int64s) -> None:
+    """Adds the waiting rows of one slab, [start, stop), by partition."""
+    for row in range(start, stop):
+        if table.status_R[row] == Status.WAITING:
+            waiting_P[table.partition_R[row]] += 1

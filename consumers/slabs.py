@@ -6,11 +6,13 @@ import heapq
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from consumers import mapping
 from consumers.kernels import END, LAST_TIME, NEXT, SLAB, USED, Status, TableRows, enter
 from consumers.record import NEVER, Bytes1, Int64s, Side
 
@@ -30,6 +32,7 @@ class SlabView:
     full: bool
     columns: dict[str, npt.NDArray[Any]]
     status: Bytes1
+    file: Path | None = None  # where the columns can be mapped from, in a snapshot
 
 
 def slab_layout(side: Side, columns: int, score_width: int) -> dict[str, np.dtype[Any]]:
@@ -66,26 +69,31 @@ class SlabTable:
         side: which side of the join.
         layout: of `slab_layout`.
         slab_rows: rows in a slab.
-        capacity: slabs that the arrays can hold; memory that was never used costs nothing.
+        capacity: slabs that may be in use at a time.
     """
 
     def __init__(self, side: Side, layout: Mapping[str, np.dtype[Any]], slab_rows: int, capacity: int) -> None:
+        capacity *= 2  # a dropped slab that is being written keeps its place; what was never used costs nothing
         rows = capacity * slab_rows
         self.side = side
         self.slab_rows = slab_rows
         self.slab_bytes = slab_bytes(layout, slab_rows)
         self.columns: dict[str, npt.NDArray[Any]] = {
-            name: np.empty((rows, *kind.shape), kind.base) for name, kind in layout.items()
+            name: mapping.reserve((rows, *kind.shape), kind.base) for name, kind in layout.items()
         }
         self.order: deque[int] = deque()  # physical slabs, oldest first; the last one is being filled
         self._free = list(range(capacity))  # a heap: the lowest first, so that memory is used again
         self._next_number = 0
+        self._pinned: set[int] = set()
+        self._pinned_number = 0
+        self._dropped: list[int] = []  # while they were pinned
+        self._mapped: set[int] = set()
         self.rows = TableRows(
             key_R2=self.columns["key"],
             event_time_R=self.columns["event_time"],
             partition_R=self.columns["partition"],
             label_R=self.columns.get("label", np.empty(0, np.float32)),
-            status_R=np.zeros(rows, np.uint8),
+            status_R=mapping.reserve((rows,), np.dtype(np.uint8)),
             index_H=np.full(INDEX_MIN, -1, np.int32 if rows < 2**31 else np.int64),
             oldest_waiting_P=np.empty(capacity, np.int64),
             newest_P=np.empty(capacity, np.int64),
@@ -94,8 +102,14 @@ class SlabTable:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the slabs in use, the open one included; the index comes on top."""
+        """Bytes of the slabs in use, the open one included, wherever they lie; the index comes on top."""
         return len(self.order) * self.slab_bytes
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes in memory: the slabs that are not mapped, the status of those that are, and the index."""
+        mapped = len(self._mapped)
+        return self.nbytes - mapped * (self.slab_bytes - self.slab_rows) + self.rows.index_H.nbytes
 
     @property
     def next_row(self) -> int:
@@ -122,7 +136,45 @@ class SlabTable:
         slab = self.order.popleft()
         start, stop = self.bounds(slab)
         self.rows.status_R[start:stop] = Status.EMPTY
-        heapq.heappush(self._free, slab)
+        if slab in self._mapped:
+            self._mapped.remove(slab)
+            mapping.unmap(self._columns_of(slab).values())
+        if slab in self._pinned:
+            self._dropped.append(slab)
+        else:
+            heapq.heappush(self._free, slab)
+
+    def pin(self) -> None:
+        """From here on no slab in use is filled anew, not even once it is dropped: it is being written."""
+        self._pinned = set(self.order)
+        self._pinned_number = self._next_number
+
+    @property
+    def has_unwritten(self) -> bool:
+        """Whether a slab became full since `pin`."""
+        return self._next_number > self._pinned_number
+
+    def unpin(self) -> None:
+        """The slabs are written."""
+        self._pinned = set()
+        for slab in self._dropped:
+            heapq.heappush(self._free, slab)
+        self._dropped = []
+
+    def spill_oldest(self, files: Mapping[int, Path]) -> bool:
+        """Maps the oldest full slab that is in memory and has a file, by number. False: there is none."""
+        first = self._next_number - len(self.order)
+        for number, slab in enumerate(self.order, first):
+            if slab not in self._mapped and number in files:
+                mapping.map_file(files[number], self._columns_of(slab))
+                self._mapped.add(slab)
+                return True
+        return False
+
+    def release(self) -> None:
+        """Gives back the memory that looking things up in mapped slabs has taken."""
+        for slab in self._mapped:
+            mapping.release(self._columns_of(slab).values())
 
     def reserve(self, rows: int) -> None:
         """Makes the index ready for up to `rows` inserts: it is never more than half in use."""
@@ -171,3 +223,7 @@ class SlabTable:
         rows.oldest_waiting_P[slab] = time_N[view.status == Status.WAITING].min(initial=LAST_TIME)
         rows.cursor_4[NEXT] += count
         enter(rows, start, start + count)
+
+    def _columns_of(self, slab: int) -> dict[str, npt.NDArray[Any]]:
+        start = slab * self.slab_rows
+        return {name: column[start : start + self.slab_rows] for name, column in self.columns.items()}

@@ -13,7 +13,7 @@ OWED_BYTES_MAX = 16 * 2**20
 
 
 class SnapshotCadence:
-    """Due for a version at exactly its entry; otherwise by rows or by time, when the last commit is durable."""
+    """Due for a version at exactly its entry, and when memory runs short; otherwise when the last commit is durable."""
 
     def __init__(self, every: Cadence, clock: Callable[[], float], rows: int) -> None:
         self._every = every
@@ -24,13 +24,17 @@ class SnapshotCadence:
     def due(self, state: State, busy: bool) -> bool:
         """Whether to commit now. Answering yes starts the next interval."""
         now = self._clock()
-        due = state.owed.version_due or (
-            not busy
-            and bool(state.ledger)
-            and (
-                crossed(self._every, self._committed_rows, state.trained)
-                or (self._every.ms is not None and (now - self._committed_at) * 1000 >= self._every.ms)
-                or sum(letters.rejects.nbytes for letters in state.owed.letters) > OWED_BYTES_MAX
+        due = (
+            state.owed.version_due
+            or state.join.wants_commit
+            or (
+                not busy
+                and bool(state.ledger)
+                and (
+                    crossed(self._every, self._committed_rows, state.trained)
+                    or (self._every.ms is not None and (now - self._committed_at) * 1000 >= self._every.ms)
+                    or sum(letters.rejects.nbytes for letters in state.owed.letters) > OWED_BYTES_MAX
+                )
             )
         )
         if due:

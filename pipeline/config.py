@@ -16,6 +16,7 @@ from consumers.config import (
     LabelRule,
     LabelsConfig,
     Model,
+    SizeBytes,
     StreamConfig,
     parse_duration,
 )
@@ -100,6 +101,9 @@ class SnapshotConfig(Model):
 
     every: Every = Cadence(ms=30_000)
     keep: int = Field(default=3, ge=3)
+    anchor_every: Every = Cadence(ms=3_600_000)  # snapshots from which versions can be rebuilt
+    owed_max: SizeBytes = 2**30  # of what is not released yet; beyond it the job holds
+    mirror: Path | None = None  # a directory that gets a copy of every anchor
 
 
 class RegistryConfig(Model):

@@ -8,9 +8,8 @@ import time
 from threading import Event
 
 from consumers.errors import DependencyError, EvertrainError, TooMuchBadInput
-from consumers.record import Command
 from pipeline.config import JobConfig
-from pipeline.run import Bounds, Run, open_run
+from pipeline.run import Bounds, Run, Start, open_run
 from pipeline.train import train
 
 RELEASER_END_S = 6.0
@@ -19,9 +18,7 @@ _REASON_MAX = 160  # characters: MLflow's errors name the whole chain
 log = logging.getLogger("evertrain")
 
 
-def execute(
-    job: JobConfig, *, bounds: Bounds | None = None, until_caught_up: bool = False, accept_bad: int = 0
-) -> bool:
+def execute(job: JobConfig, start: Start, bounds: Bounds | None = None) -> bool:
     """Runs until the bounds, or for ever; SIGTERM and SIGINT end it cleanly.
 
     SIGUSR1 makes the ends of this moment the bounds.
@@ -32,9 +29,8 @@ def execute(
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])  # it waits until there is a source to finish
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    first = [Command("accept_bad", accept_bad)] if accept_bad else []
     bounds = bounds or Bounds()
-    with open_run(job, bounds, first, until_caught_up=until_caught_up) as run:
+    with open_run(job, bounds, start, stop) as run:
         signal.signal(signal.SIGUSR1, lambda *_: run.source.finish())
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
         try:
@@ -42,7 +38,7 @@ def execute(
         except TooMuchBadInput as error:
             run.commit_rest()
             run.source.close()
-            if until_caught_up or bounds.stops:
+            if start.until_caught_up or bounds.stops:
                 _end(run)
                 raise
             _hold(run, str(error), stop)
@@ -59,9 +55,8 @@ def execute(
 
 def _hold(run: Run, reason: str, stop: Event) -> None:
     """Stays up, applying nothing, until it is stopped."""
-    log.error("holding: %s", reason)
     while not stop.is_set():  # no stop.wait: a handler that sets what its own thread waits for can hang
-        run.report("holding", hold=reason)
+        run.report("holding", reason)
         time.sleep(0.5)
 
 

@@ -6,7 +6,7 @@ Format: https://huggingface.co/docs/safetensors (8 bytes of header length, a JSO
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -43,28 +43,14 @@ class Frozen:
 
     def take(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Replaces the content by copies of these arrays."""
-        header = {}
-        self._extents = {}
-        place = 0
-        for name, array in arrays.items():
-            end = place + array.nbytes
-            header[name] = {
-                "dtype": _DTYPES[array.dtype.name],
-                "shape": array.shape,
-                "data_offsets": [place, end],
-            }
-            self._extents[name] = (place, end)
-            place = end
-        self._size = place
-        if len(self._buffer) < place:
-            self._buffer = np.zeros(place + place // 4, np.uint8)  # zeros, written: maps the pages now
+        self._header, self._extents = layout(arrays)
+        self._size = max((end for _, end in self._extents.values()), default=0)
+        if len(self._buffer) < self._size:
+            self._buffer = np.zeros(self._size + self._size // 4, np.uint8)  # zeros, written: maps the pages now
             self._buffer[:] = 0
         for name, array in arrays.items():
             start, end = self._extents[name]
             self._buffer[start:end] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % _ALIGNMENT)
-        self._header = len(text).to_bytes(8, "little") + text
 
     def parts(self) -> list[Buffer]:
         """The safetensors file, in parts."""
@@ -78,3 +64,22 @@ class Frozen:
     def names(self, prefix: str) -> list[str]:
         """The names that begin with `prefix`, sorted."""
         return sorted(name for name in self._extents if name.startswith(prefix))
+
+
+def layout(arrays: Mapping[str, np.ndarray], alignment: int = _ALIGNMENT) -> tuple[bytes, dict[str, tuple[int, int]]]:
+    """The header of a safetensors file of these arrays, and where each lies behind it; the data begins aligned."""
+    header, extents, place = {}, {}, 0
+    for name, array in arrays.items():
+        extents[name] = place, place + array.nbytes
+        header[name] = {"dtype": _DTYPES[array.dtype.name], "shape": array.shape, "data_offsets": extents[name]}
+        place += array.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % alignment)
+    return len(text).to_bytes(8, "little") + text, extents
+
+
+def safetensors(arrays: Mapping[str, np.ndarray], alignment: int = _ALIGNMENT) -> Iterator[Buffer]:
+    """The safetensors file of contiguous arrays, in parts that view them."""
+    yield layout(arrays, alignment)[0]
+    for array in arrays.values():
+        yield array.reshape(-1).view(np.uint8).data

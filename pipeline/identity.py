@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -14,15 +15,27 @@ from pipeline.config import JobConfig
 
 _PACKAGES = ("torch", "numpy", "pyarrow", "confluent-kafka", "mlflow", "numba")
 
-_FREE: dict[str, set[str]] = {
-    "job": {"state_dir", "name"},
+_FREE = {
+    "job": {"state_dir"},
+    "kafka": {"*"},
     "features": {"start"},
     "labels": {"start"},
-    "join": {"memory"},
-    "stream": {"slots", "linger", "idle_after", "labels_may_idle"},
-    "learner": {"device", "threads", "batch_wait"},
+    "stream": {"slots", "linger", "idle_after", "labels_may_idle"},  # what they decide is in the ledger
+    "learner": {"device", "threads", "batch_wait"},  # the first two belong to the environment
+    "monitor": {"every"},
+    "snapshot": {"*"},
+    "registry": {"tracking_uri", "artifact_location", "release_timeout"},
+    "dead_letters": {"topic"},
 }
-_IDENTITY = ("job", "features", "labels", "join", "stream", "learner")
+"""May differ at any start: no bit of S depends on them."""
+
+RECORDED = {
+    "join": {"memory", "disk"},
+    "monitor": {"frozen_after", "compare_after"},
+    "registry": {"register_every"},
+    "dead_letters": {"hold_share", "hold_window"},
+}
+"""May differ at any start too, and change S from there on: a line of the ledger says so. All else is identity."""
 
 
 @cache
@@ -36,20 +49,68 @@ def code_version() -> str:
     return f"{version('evertrain')}+{digest.hexdigest()[:12]}"
 
 
-def environment() -> dict[str, str]:
-    """Versions that can change a bit of the result."""
+def environment(job: JobConfig) -> dict[str, str]:
+    """All beside code, settings and input that can change a bit of the result."""
+    return {**_machine(), "threads": str(job.learner.threads), "device": job.learner.device}
+
+
+@cache
+def _machine() -> dict[str, str]:
     packages = {name: version(name) for name in _PACKAGES}
-    return {"python": platform.python_version(), "machine": platform.machine(), **packages}
+    return {"python": platform.python_version(), "machine": platform.machine(), "cpu": _cpu(), **packages}
+
+
+def _cpu() -> str:
+    """The processor's name and a hash of its features: libraries choose their kernels by these."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    found = dict(line.replace("\t", "").split(":", 1) for line in reversed(lines) if ":" in line)
+    flags = hashlib.sha256(" ".join(sorted(found.get("flags", "").split())).encode()).hexdigest()
+    return f"{found.get('model name', '').strip()} {flags[:8]}"
+
+
+def changes(now: dict[str, str], then: dict[str, str]) -> str:
+    """What differs between two environments, for a person; empty if nothing does."""
+    names = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
+    return ", ".join(f"{name} {then.get(name)} became {now.get(name)}" for name in names)
 
 
 def check_identity(job: JobConfig, saved: dict[str, Any]) -> None:
     """Raises ConfigError if a setting that the state depends on differs from the snapshot's."""
+    for table, key, now, then in _differences(job.model_dump(mode="json"), saved):
+        if key not in RECORDED.get(table, ()):
+            raise ConfigError(
+                f"{table}.{key} = {now!r}, but the snapshots in {job.job.state_dir} were made with "
+                f"{then!r}; keep that value, or begin a new lineage with another job.name and job.state_dir"
+            )
+
+
+def recorded(job: JobConfig) -> dict[str, Any]:
+    """The recorded settings by dotted key (JSON)."""
     document = job.model_dump(mode="json")
-    for table in _IDENTITY:
-        now, then = document[table] or {}, saved[table] or {}
-        for key in now.keys() | then.keys():
-            if key not in _FREE.get(table, ()) and now.get(key) != then.get(key):
-                raise ConfigError(
-                    f"{table}.{key} = {now.get(key)!r}, but the snapshots in {job.job.state_dir} were made with "
-                    f"{then.get(key)!r}; keep that value, or begin a new lineage with another job.state_dir"
-                )
+    return {f"{table}.{key}": document[table][key] for table, keys in RECORDED.items() for key in sorted(keys)}
+
+
+def with_recorded(job: JobConfig, saved: dict[str, Any]) -> JobConfig:
+    """The job with the recorded settings of a snapshot's `config`."""
+    return with_settings(job, {f"{table}.{key}": saved[table][key] for table, keys in RECORDED.items() for key in keys})
+
+
+def with_settings(job: JobConfig, values: dict[str, Any]) -> JobConfig:
+    """The job with other values for dotted keys."""
+    document = job.model_dump()
+    for dotted, value in values.items():
+        table, _, key = dotted.partition(".")
+        document[table][key] = value
+    return JobConfig.model_validate(document)
+
+
+def _differences(now: dict[str, Any], then: dict[str, Any]) -> Iterator[tuple[str, str, Any, Any]]:
+    """Table, key and both values of every setting that differs and is not free."""
+    for table in now.keys() | then.keys():
+        ours, theirs, free = now.get(table) or {}, then.get(table) or {}, _FREE.get(table, set())
+        for key in ours.keys() | theirs.keys():
+            if "*" not in free and key not in free and ours.get(key) != theirs.get(key):
+                yield table, key, ours.get(key), theirs.get(key)

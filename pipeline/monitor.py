@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -99,7 +98,11 @@ class Monitor:
 
     def document(self) -> dict[str, Any]:
         """The alarms, ready for JSON."""
-        return {"alarm_counts": self.alarm_counts, "alarms": [asdict(alarm) for alarm in self.alarms]}
+        return {"alarm_counts": dict(self.alarm_counts), "alarms": [alarm.document() for alarm in self.alarms]}
+
+    def configure(self, config: MonitorConfig) -> None:
+        """Takes over changed settings, those apart that shape what is stored."""
+        self._config = config
 
     def restore(self, arrays: Mapping[str, npt.NDArray[Any]], document: Mapping[str, Any]) -> None:
         """Takes over `state` and `document` of an equally configured monitor. Raises SnapshotError."""

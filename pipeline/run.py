@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Event
 
 from consumers.config import TopicConfig
-from consumers.errors import SnapshotError, StreamError
+from consumers.errors import ConfigError, SnapshotError, StreamError
 from consumers.kafka import Cluster, Topic, group_id
 from consumers.record import Command, Entry, Partition, Side, Wait
 from consumers.source import KafkaSource, make_reader_job
 from pipeline.cadence import Commands, SnapshotCadence
 from pipeline.config import JobConfig, label_rule
+from pipeline.fence import hold
+from pipeline.identity import changes, environment, recorded
 from pipeline.learner import Learner
-from pipeline.releaser import Releaser, released
+from pipeline.releaser import SINKS, Releaser, read_marker, released
 from pipeline.snapshot import Lineage, Snapshots
 from pipeline.state import State, fresh_positions
 from pipeline.store import LocalStore, Manifest
@@ -47,16 +48,33 @@ class Run:
     cadence: SnapshotCadence
     releaser: Releaser
     status: StatusFile
+    stop: Event
     phase: str = "training"
+    held: str | None = None  # why it holds
 
     def tend(self, entry: Entry | Wait) -> None:
-        """Once a second: a report."""
-        if self.status.seen(entry):
-            self.report(self.phase)
+        """Once a second: a report, and a look at what is outside. Holds while too much is not released."""
+        if not self.status.seen(entry):
+            return
+        self.report("training")
+        if self.releaser.refusal:
+            raise SnapshotError(self.releaser.refusal)
+        limit = self.job.snapshot.owed_max
+        while (owed := self.snapshots.owed_bytes) > limit and not self.stop.is_set():
+            self.report("holding", f"{owed:,} B wait to be released, more than snapshot.owed_max = {limit:,} B")
+            time.sleep(0.5)
+
+    def wait_for_disk(self, trouble: str | None) -> bool:
+        """Says why the learner waits for a snapshot to be written; true if it is to give up."""
+        if trouble:
+            self.report("holding", trouble)
+        return self.stop.is_set()
 
     def report(self, phase: str, hold: str | None = None) -> None:
-        """Writes the status file, and logs what the releaser has to say."""
-        self.phase = phase
+        """Writes the status file, and logs what the releaser has to say and what holds the job."""
+        if hold and hold != self.held:
+            log.error("holding: %s", hold)
+        self.phase, self.held = phase, hold
         while line := self.releaser.poll():
             log.info(line)
         self.status.write(
@@ -76,39 +94,46 @@ class Run:
         self.snapshots.wait()
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """How a run begins, as far as the job file does not say."""
+
+    accept_bad: int = 0  # so many bad records may pass
+    until_caught_up: bool = False
+    strict_environment: bool = False  # refuse a changed environment
+    new_lineage: bool = False  # though MLflow may have versions of another lineage under this name
+    rollback_to: int | None = None  # the snapshot from which a new lineage goes on
+
+
 @contextmanager
-def open_run(job: JobConfig, bounds: Bounds, first: list[Command], *, until_caught_up: bool) -> Iterator[Run]:
+def open_run(job: JobConfig, bounds: Bounds, start: Start, stop: Event) -> Iterator[Run]:
     """Opens everything from Kafka inwards, restores S, and closes it again.
 
     Raises DependencyError (Kafka), SnapshotError, StreamError or ConfigError.
     """
     state_dir = job.job.state_dir
-    with _lock(state_dir):
-        store = LocalStore(state_dir)
+    with hold(state_dir) as fence:
         cluster = Cluster(job.kafka)
         topics = [cluster.topic(config.topic) for config in (job.features, job.labels) if config]
         releaser = Releaser(state_dir)
-        snapshots = Snapshots(store, job, on_durable=releaser.committed, released=lambda: released(state_dir))
-        manifest = snapshots.newest()
-        if manifest is not None:
-            _check_topics(manifest, cluster.id(), topics)
-        learner = Learner(job)
-        if manifest is not None:
-            state = snapshots.restore(manifest, learner)
-            if manifest["config"] != job.model_dump(mode="json"):
-                state.ledger.append(["config", job.sha256()])
-                snapshots.commit(state)  # the releaser takes its addresses from the newest snapshot
-            log.info("continues after snapshot %s: %d rows trained", manifest["snapshot_id"], state.trained)
+        snapshots = Snapshots(
+            LocalStore(state_dir),
+            job,
+            on_durable=releaser.committed,
+            released=lambda: released(state_dir),
+            fence=fence.check,
+        )
+        manifest = _choose(snapshots, state_dir, start)
+        if manifest is None:
+            state = _begin(job, snapshots, cluster, topics, bounds, start)
         else:
-            starts = bounds.starts or _starts(job, cluster, topics)
-            state = State(job, fresh_positions(starts), learner)
-            lineage = Lineage.begin(cluster.id(), {topic.name: topic.id for topic in topics}, starts)
-            snapshots.begin(lineage, state)
-            log.info("begins lineage %s", lineage.id)
-        source = _source(job, cluster, list(state.positions), bounds, first, until_caught_up)
+            _check_topics(manifest, cluster.id(), topics)
+            state = _resume(job, snapshots, manifest, start)
+        source = _source(job, cluster, list(state.positions), bounds, start)
         status = StatusFile(state_dir / "status.json", job.job.name)
         cadence = SnapshotCadence(job.snapshot.every, time.monotonic, state.trained)
-        run = Run(job, state, source, snapshots, cadence, releaser, status)
+        run = Run(job, state, source, snapshots, cadence, releaser, status, stop)
+        snapshots.on_wait = run.wait_for_disk
         releaser.start()
         try:
             yield run
@@ -118,13 +143,55 @@ def open_run(job: JobConfig, bounds: Bounds, first: list[Command], *, until_caug
             releaser.close()
 
 
+def _choose(snapshots: Snapshots, state_dir: Path, start: Start) -> Manifest | None:
+    """The snapshot to go on from; None in an empty directory."""
+    if start.rollback_to is not None:
+        return snapshots.roll_back(start.rollback_to)
+    attempted = max(read_marker(state_dir, sink) for sink in SINKS)
+    return snapshots.newest(attempted)
+
+
+def _begin(
+    job: JobConfig, snapshots: Snapshots, cluster: Cluster, topics: list[Topic], bounds: Bounds, start: Start
+) -> State:
+    """A new lineage with its first snapshot."""
+    starts = bounds.starts or _starts(job, cluster, topics)
+    state = State(job, fresh_positions(starts), Learner(job))
+    lineage = Lineage.begin(cluster.id(), {topic.name: topic.id for topic in topics}, starts)
+    snapshots.begin(replace(lineage, accepted=start.new_lineage), state)
+    log.info("begins lineage %s", lineage.id)
+    return state
+
+
+def _resume(job: JobConfig, snapshots: Snapshots, manifest: Manifest, start: Start) -> State:
+    """The state of a snapshot; what changed since goes into the ledger, and into a snapshot of its own."""
+    state = snapshots.restore(manifest, Learner(job))
+    log.info("continues after snapshot %s: %d rows trained", manifest["snapshot_id"], state.trained)
+    lineage = Lineage.of(manifest)
+    if start.rollback_to is not None:
+        lineage = lineage.rolled_back()
+        log.warning("begins lineage %s from there", lineage.id)
+    snapshots.lineage = replace(lineage, accepted=lineage.accepted or start.new_lineage)
+    changed = changes(environment(job), manifest["environment"])
+    if changed and start.strict_environment:
+        raise ConfigError(f"the environment changed since snapshot {manifest['snapshot_id']}: {changed}")
+    if changed:
+        log.warning("the environment changed: %s; from here on bits may differ from what it would have made", changed)
+        state.ledger.append(["environment", environment(job)])
+    if recorded(job) != recorded(state.job):
+        state.reconfigure(job)
+    state.job = job
+    if state.ledger or snapshots.lineage != Lineage.of(manifest) or manifest["config"] != job.model_dump(mode="json"):
+        snapshots.commit(state)  # the releaser takes its addresses from the newest snapshot
+    return state
+
+
 def _source(
     job: JobConfig,
     cluster: Cluster,
     partitions: list[Partition],
     bounds: Bounds,
-    first: list[Command],
-    until_caught_up: bool,
+    start: Start,
 ) -> KafkaSource:
     settings = {
         "settings": job.kafka,
@@ -136,7 +203,8 @@ def _source(
         "stream": job.stream,
         "gaps_allowed": not cluster.is_mock,
     }
-    stops = bounds.stops or (cluster.ends(partitions) if until_caught_up else {})
+    stops = bounds.stops or (cluster.ends(partitions) if start.until_caught_up else {})
+    first = [Command("accept_bad", start.accept_bad)] if start.accept_bad else []
     return KafkaSource(
         lambda starts, bounds: make_reader_job(starts, bounds, **settings),
         lambda: cluster.ends(partitions),
@@ -180,21 +248,3 @@ def _check_topics(manifest: Manifest, cluster_id: str, topics: list[Topic]) -> N
                 )
     if saved:
         raise StreamError(f"partitions {sorted(saved)} of the snapshot are gone from Kafka; {advice}")
-
-
-@contextmanager
-def _lock(state_dir: Path) -> Iterator[None]:
-    """One trainer per state directory. Raises SnapshotError if there is another."""
-    state_dir.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise SnapshotError(
-            f"{state_dir}: another trainer holds the lock; stop it first, or use another job.state_dir"
-        ) from None
-    try:
-        yield
-    finally:
-        os.close(descriptor)

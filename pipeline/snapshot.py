@@ -1,35 +1,46 @@
 """Snapshots: one atomic, verified, content-addressed copy of S and of what it owes the outside world.
 
-A commit freezes S into reused memory; one writer thread makes it durable while training goes on.
+A commit freezes S into reused memory; one writer thread makes it durable while training goes on. What is on disk is
+read back in `pipeline.recovery`.
 """
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import json
+import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from concurrent.futures import TimeoutError as NotYet
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pyarrow as pa
 from safetensors.numpy import load
 
 from consumers.errors import SnapshotError
-from consumers.record import REJECTS, Partition, Position, Side
-from consumers.slabs import SlabView
+from consumers.mapping import PAGE
+from consumers.record import Partition
 from pipeline.config import JobConfig
-from pipeline.frozen import Frozen
-from pipeline.identity import check_identity, code_version, environment
-from pipeline.state import Letters, State, never
+from pipeline.frozen import Frozen, safetensors
+from pipeline.identity import check_identity, code_version, environment, with_recorded
+from pipeline.image import Arrays, Image, fill, positions_of, weights_sha256
+from pipeline.ledger import Line, seal
+from pipeline.owed import owed_blobs
+from pipeline.recovery import newest_valid, pieces_since_anchor, retained, roll_back
+from pipeline.retention import Kept, Retention
+from pipeline.state import State, crossed, never
 from pipeline.store import Manifest, Store
 
 if TYPE_CHECKING:
     from pipeline.learner import Learner
 
-FORMAT = 1
+FORMAT = 2
+
+_PASSING = (errno.ENOSPC, errno.EDQUOT)
+_RETRY_S = 2.0  # between two attempts to write to a full disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +51,8 @@ class Lineage:
     cluster_id: str
     topic_ids: dict[str, str]
     started: list[dict[str, Any]]  # the first offset of each partition
+    ancestors: list[str] = field(default_factory=list)  # lineages that it was rolled back from
+    accepted: bool = False  # the user said that another lineage of this name may exist
 
     @classmethod
     def begin(cls, cluster_id: str, topic_ids: dict[str, str], starts: dict[Partition, int]) -> Lineage:
@@ -47,46 +60,122 @@ class Lineage:
         started = [{"topic": p.topic, "partition": p.number, "next": offset} for p, offset in starts.items()]
         return cls(uuid.uuid4().hex, cluster_id, topic_ids, started)
 
+    @classmethod
+    def of(cls, manifest: Manifest) -> Lineage:
+        """The lineage of a snapshot."""
+        topic_ids = {line["topic"]: line["topic_id"] for line in manifest["cursor"]}
+        known = (manifest["started"], manifest["ancestors"], manifest["new_lineage"])
+        return cls(manifest["lineage"], manifest["cluster_id"], topic_ids, *known)
+
+    def rolled_back(self) -> Lineage:
+        """A new lineage that goes on from a snapshot of this one."""
+        return replace(self, id=uuid.uuid4().hex, ancestors=[*self.ancestors, self.id])
+
+
+@dataclass(frozen=True, slots=True)
+class _Sealed:
+    """A snapshot that only has to be written. Its arrays are in the staging buffer."""
+
+    manifest: Manifest
+    image: Image
+    lines: list[Line]
+    owed: dict[str, bytes | None]
+
 
 class Snapshots:
-    """Commits and restores S. `on_durable` is called, from the writer thread, with each durable sequence number."""
+    """Commits and restores S.
+
+    Args:
+        store: where to.
+        job: what the job file says.
+        on_durable: called, from the writer thread, with each durable sequence number.
+        released: the newest snapshot that owes the outside world nothing, nor does any before it.
+        fence: raises SnapshotError if the store is no longer ours to write to.
+
+    `on_wait` is called twice a second while the learner waits for the disk, with what stands in the way, if anything
+    does; true gives up.
+    """
 
     def __init__(
-        self, store: Store, job: JobConfig, *, on_durable: Callable[[int], None], released: Callable[[], int]
+        self,
+        store: Store,
+        job: JobConfig,
+        *,
+        on_durable: Callable[[int], None],
+        released: Callable[[], int],
+        fence: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._job = job
         self._on_durable = on_durable
         self._released = released
+        self._fence = fence
+        self.on_wait: Callable[[str | None], bool] = lambda _: False
         self._frozen = Frozen()
-        self._slab_frozen = Frozen()
         self._slab_blobs: dict[tuple[int, int], str] = {}
+        self._retention = Retention(job.snapshot.keep)
+        self._pieces: list[bytes] = []  # the ledger since the last anchor
+        self._anchor: Manifest | None = None  # the last one
+        self._parent: dict[str, Any] | None = None
         self._writer = ThreadPoolExecutor(1, "snapshot-writer")
-        self._writing: Future[None] | None = None
+        self._writing: tuple[Future[None], State] | None = None
+        self._giving_up = Event()
+        self.trouble: str | None = None  # why the newest snapshot is not durable yet
         self.sequence = -1
         self.lineage: Lineage | None = None
 
+    def newest(self, attempted: int = -1) -> Manifest | None:
+        """The newest snapshot that verifies; see `recovery.newest_valid`."""
+        return newest_valid(self._store, FORMAT, attempted)
+
+    def roll_back(self, sequence: int) -> Manifest:
+        """Sets aside every snapshot after one, and returns that. Raises SnapshotError if it is not there."""
+        return roll_back(self._store, sequence, FORMAT)
+
     def begin(self, lineage: Lineage, state: State) -> None:
-        """Commits snapshot 0, before any entry."""
+        """Commits a lineage's first snapshot, before any entry."""
         self.lineage = lineage
         self.commit(state)
         self.wait()
 
+    def restore(self, manifest: Manifest, learner: Learner) -> State:
+        """The state of a snapshot, which later ones extend. Raises SnapshotError or ConfigError."""
+        check_identity(self._job, manifest["config"])
+        self.lineage = Lineage.of(manifest)
+        self.sequence = max(manifest["sequence"], self._store.taken())
+        self._parent = {"sequence": manifest["sequence"], "checksum": self._store.checksum(manifest["sequence"])}
+        self._slab_blobs = {(side, number): sha256 for side, number, sha256 in manifest["blobs"]["slabs"]}
+        self._anchor, self._pieces = pieces_since_anchor(self._store, manifest)
+        self._retention = Retention(self._job.snapshot.keep, retained(self._store, self._released()))
+        self._store.remove([], self._store.blobs() - self._retention.blobs())  # what a crash has left
+        job = with_recorded(self._job, manifest["config"])
+        return load_state(self._store, manifest, job, learner, room=self._job.join.limit)
+
+    @property
+    def owed_bytes(self) -> int:
+        """Bytes that durable snapshots still owe the outside world."""
+        return self._retention.owed_bytes(self._released())
+
     @property
     def busy(self) -> bool:
         """Whether a commit is still being written; raises what went wrong with the last one."""
-        if self._writing is not None and self._writing.done():
-            self.wait()
+        if self._writing is not None and self._writing[0].done():
+            self._finish()
         return self._writing is not None
 
     def wait(self) -> None:
         """Waits until the last commit is durable. Raises what went wrong with it."""
-        if self._writing is not None:
-            writing, self._writing = self._writing, None
-            writing.result()
+        while self._writing is not None:
+            try:
+                self._writing[0].exception(0.5)
+                self._finish()
+            except NotYet:
+                if self.on_wait(self.trouble) and self.trouble:
+                    self._giving_up.set()
 
     def close(self) -> None:
         """Ends the writer thread, whatever it has to tell: nothing writes to the store from here on."""
+        self._giving_up.set()
         self._writer.shutdown()
 
     def commit(self, state: State) -> None:
@@ -95,244 +184,131 @@ class Snapshots:
         self.wait()
         assert self.lineage is not None
         self.sequence += 1
-        arrays, slabs = _arrays(state)
-        self._frozen.take(arrays)
-        new_slabs = self._freeze_slabs(slabs)
-        manifest = self._manifest(state, self.lineage)
-        entries, due = state.seal()
-        owed = {
-            "dead_letters": _letters_blob(due.letters, self.lineage.topic_ids),
-            "points": json.dumps(due.points).encode() if due.points else None,
-            "version": _version_blob(state) if due.version_due else None,
+        image = Image.of(state, self.lineage.topic_ids)
+        self._frozen.take(image.arrays)
+        state.join.pin()  # full slabs are written from where they lie
+        manifest = {**self._manifest(state, self.lineage), "cursor": image.cursor}
+        lines, owed = state.seal()
+        blobs = owed_blobs(state, owed, self.lineage.topic_ids)
+        self._writing = self._writer.submit(self._persist, _Sealed(manifest, image, lines, blobs)), state
+
+    def _finish(self) -> None:
+        """Takes note, in the learner's thread, of a commit that is written or has failed."""
+        assert self._writing is not None
+        (writing, state), self._writing = self._writing, None
+        writing.result()
+        files = {key: self._store.file(sha256) for key, sha256 in self._slab_blobs.items()}
+        state.join.unpin({key: path for key, path in files.items() if path is not None})
+
+    def _persist(self, sealed: _Sealed) -> None:
+        """Writes a snapshot; waits and tries again while the disk is full. Runs in the writer thread."""
+        while True:
+            try:
+                self._write(sealed)
+                self._store.remove(*self._retention.collect(self._released()))
+                self.trouble = None
+                return
+            except OSError as error:
+                what = f"{error.filename or 'the state directory'}: {error.strerror}"
+                if error.errno not in _PASSING:
+                    raise SnapshotError(
+                        f"snapshot {sealed.manifest['snapshot_id']} cannot be written: {what}. What was learned since "
+                        "the one before is learned again at the next start; mend the disk first"
+                    ) from error
+                self.trouble = f"snapshot {sealed.manifest['snapshot_id']} waits for room on disk ({what}): free some"
+                if self._giving_up.wait(_RETRY_S):
+                    raise SnapshotError(self.trouble) from error
+
+    def _write(self, sealed: _Sealed) -> None:
+        """The commit: blobs, fence, manifest; from then on it counts, and may be released. May be repeated."""
+        store, manifest, image, sequence = self._store, sealed.manifest, sealed.image, sealed.manifest["sequence"]
+        full = {(int(slab.side), slab.number): slab.columns for slab in image.slabs if slab.full}
+        self._slab_blobs = {
+            key: self._slab_blobs.get(key) or store.put(safetensors(columns, PAGE)) for key, columns in full.items()
         }
-        ledger = json.dumps(entries).encode()
-        document = json.dumps(_document(state, slabs)).encode()
-        self._writing = self._writer.submit(
-            self._write, manifest, document, ledger, owed, new_slabs, [(s.side, s.number) for s in slabs if s.full]
-        )
-
-    def _freeze_slabs(self, slabs: list[SlabView]) -> list[tuple[int, int]]:
-        new = [slab for slab in slabs if slab.full and (slab.side, slab.number) not in self._slab_blobs]
-        self._slab_frozen.take(
-            {_slab_name(slab, column): array for slab in new for column, array in slab.columns.items()}
-        )
-        return [(slab.side, slab.number) for slab in new]
-
-    def _write(
-        self,
-        manifest: Manifest,
-        document: bytes,
-        ledger: bytes,
-        owed: dict[str, bytes | None],
-        new_slabs: list[tuple[int, int]],
-        live_slabs: list[tuple[int, int]],
-    ) -> None:
-        """Makes a frozen snapshot durable: blobs, then the manifest. Runs in the writer thread."""
-        store = self._store
-        if new_slabs:
-            sha256 = store.put(self._slab_frozen.parts())
-            self._slab_blobs |= dict.fromkeys(new_slabs, sha256)
-        self._slab_blobs = {key: self._slab_blobs[key] for key in live_slabs}
+        arrays, document = store.put(self._frozen.parts()), store.put([json.dumps(image.document).encode()])
+        weights = {name: self._frozen.part(name) for name in self._frozen.names("learner.module.")}
+        manifest["weights_sha256"] = weights_sha256({n.removeprefix("learner.module."): w for n, w in weights.items()})
+        manifest["state_sha256"] = image.state_sha256(arrays, self._slab_blobs)
+        closing = ["snapshot", sequence, manifest["weights_sha256"], manifest["state_sha256"]]
+        piece = seal([*sealed.lines, closing])
+        pieces = [*self._pieces, piece] if manifest["anchor"] is not None else [piece]
         manifest["blobs"] = {
-            "arrays": store.put(self._frozen.parts()),
-            "document": store.put([document]),
-            "ledger": store.put([ledger]),
-            "slabs": [[side, number, sha256] for (side, number), sha256 in self._slab_blobs.items()],
+            "arrays": arrays,
+            "document": document,
+            "ledger": store.put(pieces),
+            "slabs": [[*key, sha256] for key, sha256 in self._slab_blobs.items()],
         }
-        manifest["owed"] = {name: store.put([data]) if data else None for name, data in owed.items()}
-        manifest["weights_sha256"] = _weights_sha256(self._frozen)
-        store.commit(manifest["sequence"], manifest)
-        self._on_durable(manifest["sequence"])
-        self._collect(manifest["sequence"])
+        manifest["owed"] = {name: store.put([data]) if data else None for name, data in sealed.owed.items()}
+        manifest["owed_bytes"] = sum(len(data) for data in sealed.owed.values() if data)
+        self._check_fence()
+        checksum = store.commit(sequence, manifest)
+        self._parent = {"sequence": sequence, "checksum": checksum}
+        self._pieces = [] if manifest["anchor"] is not None else [*self._pieces, piece]
+        self._anchor = manifest if manifest["anchor"] is not None else self._anchor
+        self._retention.add(Kept.of(manifest))
+        self._on_durable(sequence)
 
-    def _collect(self, newest: int) -> None:
-        """Keeps the newest snapshots, and of older ones only what they still owe."""
-        released = self._released()
-        keep: set[str] = set()
-        remove = []
-        for sequence in self._store.sequences():
-            manifest = self._store.manifest(sequence)
-            owed = {sha256 for sha256 in manifest["owed"].values() if sha256}
-            if sequence > newest - self._job.snapshot.keep:
-                keep |= owed | _state_blobs(manifest)
-            elif sequence > released:
-                keep |= owed
-            else:
-                remove.append(sequence)
-        self._store.remove(remove, keep)
+    def _check_fence(self) -> None:
+        """Raises SnapshotError unless the store is ours and the snapshot that this one extends is still there."""
+        self._fence()
+        parent = self._parent
+        if parent is not None and self._store.checksum(parent["sequence"]) != parent["checksum"]:
+            raise SnapshotError(
+                f"snapshot {parent['sequence']}, which the next one extends, was removed or replaced; stop whatever "
+                "else writes to the state directory and start again"
+            )
 
     def _manifest(self, state: State, lineage: Lineage) -> Manifest:
-        values = state.monitor.point()
-        cursor = [
-            {
-                "topic": partition.topic,
-                "topic_id": lineage.topic_ids[partition.topic],
-                "partition": partition.number,
-                "next": position.next,
-                "reached": never(position.reached),
-                "last_place": never(position.last_place),
-                "idle": position.idle,
-            }
-            for partition, position in state.positions.items()
-        ]
+        """What is known of a snapshot before it is written."""
+        now_ms, anchor = time.time_ns() // 10**6, self._next_anchor(state)
+        since = self._anchor if anchor is not None else self._parent
         return {
             "format": FORMAT,
             "sequence": self.sequence,
             "snapshot_id": f"{lineage.id}-{self.sequence}",
-            "parent": f"{lineage.id}-{self.sequence - 1}" if self.sequence else None,
+            "parent": self._parent,
+            "anchor": anchor,
+            "ledger_since": since["sequence"] if since else -1,  # the ledger blob begins after this snapshot
+            "committed_ms": now_ms,  # by the clock; nothing but the cadence of anchors goes by it
             "lineage": lineage.id,
+            "ancestors": lineage.ancestors,
+            "new_lineage": lineage.accepted,
             "cluster_id": lineage.cluster_id,
             "started": lineage.started,
             "name": self._job.job.name,
             "config": self._job.model_dump(mode="json"),
             "config_sha256": self._job.sha256(),
             "code_version": code_version(),
-            "environment": environment(),
-            "cursor": cursor,
+            "environment": environment(self._job),
             "watermark": never(state.watermark),
             "time_ms": state.time_ms,
             "rows_trained": state.trained,
             "counts": state.counts(),
-            "metrics": values,
+            "metrics": state.monitor.point(),
             "alarms": state.monitor.alarm_count,
         }
 
-    def newest(self) -> Manifest | None:
-        """The newest manifest. Raises SnapshotError if it is damaged."""
-        sequences = self._store.sequences()
-        return self._store.manifest(sequences[-1]) if sequences else None
-
-    def restore(self, manifest: Manifest, learner: Learner) -> State:
-        """The state of a snapshot. Raises SnapshotError or ConfigError."""
-        if manifest["format"] > FORMAT:
-            raise SnapshotError(
-                f"snapshot {manifest['snapshot_id']} has format {manifest['format']}, newer than this Evertrain "
-                f"reads ({FORMAT}); install the version that wrote it: {manifest['code_version']}"
-            )
-        check_identity(self._job, manifest["config"])
-        arrays = load(self._store.get(manifest["blobs"]["arrays"]))
-        document = json.loads(self._store.get(manifest["blobs"]["document"]))
-        topic_ids = {line["topic"]: line["topic_id"] for line in manifest["cursor"]}
-        self.lineage = Lineage(manifest["lineage"], manifest["cluster_id"], topic_ids, manifest["started"])
-        self.sequence = manifest["sequence"]
-        self._slab_blobs = {(side, number): sha256 for side, number, sha256 in manifest["blobs"]["slabs"]}
-        state = State(self._job, _positions(manifest), learner)
-        learner.restore(_under("learner.", arrays), document["learner"])
-        state.batcher.restore(_under("batch.", arrays))
-        state.monitor.restore(_under("monitor.", arrays), document["monitor"])
-        state.join.restore(
-            self._restore_slabs(document["slabs"], arrays),
-            arrays["counts"],
-            document["watermark"],
-            document["filled_in"],
-        )
-        state.read_P, state.rejected_P = arrays["read"].copy(), arrays["rejected"].copy()
-        state.skipped_P = arrays["skipped"].copy()
-        state.trained, state.refused = document["trained"], document["refused"]
-        state.registered = document["registered"]
-        state.bad_input.accept, state.bad_input.recent = document["accept_bad"], document["recent_bad"]
-        return state
-
-    def _restore_slabs(self, slabs: list[Any], arrays: dict[str, np.ndarray]) -> list[SlabView]:
-        blobs = {sha256: load(self._store.get(sha256)) for sha256 in set(self._slab_blobs.values())}
-        views = []
-        for side, number, full in slabs:
-            prefix = f"slab.{side}.{number}."
-            source = blobs[self._slab_blobs[side, number]] if full else arrays
-            columns = _under(prefix, source)
-            columns.pop("status", None)
-            views.append(SlabView(Side(side), number, full, columns, arrays[prefix + "status"]))
-        return views
+    def _next_anchor(self, state: State) -> int | None:
+        """The ordinal of the next snapshot if it is an anchor."""
+        last, every = self._anchor, self._job.snapshot.anchor_every
+        if last is None:
+            return 0
+        passed_ms = abs(time.time_ns() // 10**6 - last["committed_ms"])  # a clock may step back
+        due = crossed(every, last["rows_trained"], state.trained) or (every.ms is not None and passed_ms >= every.ms)
+        return last["anchor"] + 1 if due else None
 
 
-def _arrays(state: State) -> tuple[dict[str, np.ndarray], list[SlabView]]:
-    """Every array of S but the full slabs, and the slabs."""
-    arrays = {f"learner.{name}": array for name, array in state.learner.state().items()}
-    arrays |= {f"batch.{name}": array for name, array in state.batcher.state().items()}
-    arrays |= {f"monitor.{name}": array for name, array in state.monitor.state().items()}
-    arrays["counts"] = state.join.counts_PO
-    arrays["read"], arrays["rejected"], arrays["skipped"] = state.read_P, state.rejected_P, state.skipped_P
-    slabs = state.join.slabs()
-    for slab in slabs:
-        arrays[_slab_name(slab, "status")] = slab.status
-        if not slab.full:
-            arrays |= {_slab_name(slab, column): array for column, array in slab.columns.items()}
-    return arrays, slabs
+def load_state(store: Store, manifest: Manifest, job: JobConfig, learner: Learner, *, room: int = 0) -> State:
+    """The state of a snapshot under `job`'s settings; `room` as in `Join`. Raises SnapshotError."""
+    blobs = {(side, number): sha256 for side, number, sha256 in manifest["blobs"]["slabs"]}
 
+    def full_slab(side: int, number: int) -> tuple[Arrays, Path | None]:
+        sha256 = blobs[side, number]
+        return load(store.get(sha256)), store.file(sha256)
 
-def _document(state: State, slabs: list[SlabView]) -> dict[str, Any]:
-    """What S holds beside arrays and cursor (JSON)."""
-    return {
-        "learner": state.learner.document(),
-        "monitor": state.monitor.document(),
-        "slabs": [[int(slab.side), slab.number, slab.full] for slab in slabs],
-        "watermark": int(state.join.watermark),
-        "filled_in": int(state.join.filled_in),
-        "trained": state.trained,
-        "refused": state.refused,
-        "registered": state.registered,
-        "accept_bad": state.bad_input.accept,
-        "recent_bad": state.bad_input.recent,
-    }
-
-
-def _positions(manifest: Manifest) -> dict[Partition, Position]:
-    fields = [field for field in asdict(Position(0)) if field != "next"]
-    positions = {}
-    for line in manifest["cursor"]:
-        known = {field: line[field] for field in fields if line[field] is not None}
-        positions[Partition(line["topic"], line["partition"])] = Position(line["next"], **known)
-    return positions
-
-
-def _letters_blob(letters: list[Letters], topic_ids: dict[str, str]) -> bytes | None:
-    if not letters:
-        return None
-    schema = pa.schema([*REJECTS, ("topic", pa.string()), ("topic_id", pa.string()), ("partition", pa.int32())])
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, schema) as writer:
-        for letter in letters:
-            rows, partition = letter.rejects.num_rows, letter.partition
-            extra = [
-                pa.array([partition.topic] * rows, pa.string()),
-                pa.array([topic_ids[partition.topic]] * rows, pa.string()),
-                pa.array([partition.number] * rows, pa.int32()),
-            ]
-            writer.write_batch(pa.record_batch([*letter.rejects.columns, *extra], schema=schema))
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
-
-
-def _version_blob(state: State) -> bytes:
-    """The weights to publish, and a full block with the scores that they give here."""
-    features_BC = state.batcher.newest_BC
-    scores_BS = state.learner.score(features_BC)
-    arrays = {f"model.{name}": array for name, array in state.learner.weights().items()}
-    arrays["check.features"] = features_BC
-    arrays["check.scores"] = scores_BS if state.learner.score_width > 1 else scores_BS[:, 0]
-    frozen = Frozen()
-    frozen.take(arrays)
-    return b"".join(frozen.parts())
-
-
-def _weights_sha256(frozen: Frozen) -> str:
-    digest = hashlib.sha256()
-    for name in frozen.names("learner.module."):
-        digest.update(name.encode() + b"\0")
-        digest.update(frozen.part(name))
-    return digest.hexdigest()
-
-
-def _state_blobs(manifest: Manifest) -> set[str]:
-    blobs = manifest["blobs"]
-    slabs = {sha256 for _, _, sha256 in blobs["slabs"]}
-    return slabs | {blobs["arrays"], blobs["document"], blobs["ledger"]}
-
-
-def _slab_name(slab: SlabView, column: str) -> str:
-    return f"slab.{int(slab.side)}.{slab.number}.{column}"
-
-
-def _under(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays whose name begins with `prefix`, without it."""
-    return {n.removeprefix(prefix): array for n, array in arrays.items() if n.startswith(prefix)}
+    arrays = load(store.get(manifest["blobs"]["arrays"]))
+    document = json.loads(store.get(manifest["blobs"]["document"]))
+    state = State(job, positions_of(manifest["cursor"]), learner, room=room)
+    fill(state, arrays, document, full_slab)
+    return state

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,36 +14,23 @@ from consumers.errors import BalanceError, TooMuchBadInput
 from consumers.join import Join, Outcome
 from consumers.record import NEVER, Command, Entry, Int64s, Membership, Partition, Position, Side, Span, Tick
 from pipeline.config import Cadence, DeadLettersConfig, JobConfig
+from pipeline.identity import recorded
 from pipeline.monitor import Monitor
+from pipeline.owed import Letters, Owed
 
 if TYPE_CHECKING:  # S works with every learner; only the real one needs torch
     from pipeline.learner import Learner, StepReport
 
 
-@dataclass(frozen=True, slots=True)
-class Letters:
-    """The rejects of one span, owed to the dead-letter topic."""
-
-    partition: Partition
-    rejects: pa.RecordBatch
-
-
-@dataclass(slots=True)
-class Owed:
-    """What the outside world is to see of the entries since the last snapshot. A commit empties it."""
-
-    letters: list[Letters] = field(default_factory=list)
-    points: list[dict[str, Any]] = field(default_factory=list)
-    version_due: bool = False
-
-
 class State:
     """The cursor, the join, the open batch, the learner, the monitor and the counts.
 
-    The order of `positions` is the partitions' order by topic rank and number; partitions count by that index.
+    Partitions count by their place in `positions`. `room` is as in `Join`.
     """
 
-    def __init__(self, job: JobConfig, positions: dict[Partition, Position], learner: Learner) -> None:
+    def __init__(
+        self, job: JobConfig, positions: dict[Partition, Position], learner: Learner, *, room: int = 0
+    ) -> None:
         self.job = job
         self.positions = positions
         self.learner = learner
@@ -54,6 +40,7 @@ class State:
             score_width=learner.score_width,
             partitions=len(positions),
             labelled_features=job.labels is None,
+            room=room,
         )
         self.batcher = Batcher(job.learner.batch_size, job.features.columns, learner.score_width)
         self.monitor = Monitor(job.monitor, kind=learner.task.kind, classes=job.learner.classes, features=job.features)
@@ -120,6 +107,14 @@ class State:
             self.bad_input.accept += command.argument
         else:
             raise ValueError(f"unknown command {command.name!r}")
+
+    def reconfigure(self, job: JobConfig) -> None:
+        """Goes on under other recorded settings (`identity.RECORDED`). Raises ConfigError."""
+        self.ledger.append(["config", recorded(job)])
+        self.job = job
+        self.join.configure(job.join)
+        self.monitor.configure(job.monitor)
+        self.bad_input.configure(job.dead_letters)
 
     @property
     def watermark(self) -> int:
@@ -208,6 +203,10 @@ class BadInput:
         self._config = config
         self.accept = 0  # bad records that the operator has allowed
         self.recent: list[list[int]] = []  # of each recent span: records, bad ones
+
+    def configure(self, config: DeadLettersConfig) -> None:
+        """Takes over changed limits."""
+        self._config = config
 
     def check(self, span: Span) -> None:
         """Raises TooMuchBadInput, with nothing changed, if this span brings the share over the limit."""

@@ -17,6 +17,9 @@ from consumers.errors import SnapshotError
 Buffer: TypeAlias = bytes | bytearray | memoryview
 Manifest: TypeAlias = dict[str, Any]
 
+_CHECKSUM = 64  # hexadecimal digits of a SHA-256
+_READ_BYTES = 2**20
+
 
 class Store(Protocol):
     """Blobs are named by the SHA-256 of their content; manifests by their sequence number."""
@@ -29,8 +32,16 @@ class Store(Protocol):
         """The content, verified. Raises SnapshotError if it is missing or damaged."""
         ...
 
-    def commit(self, sequence: int, manifest: Manifest) -> None:
-        """Makes a manifest durable. Raises SnapshotError if that sequence number exists."""
+    def verify(self, sha256: str) -> None:
+        """Reads the content through without keeping it. Raises SnapshotError if it is missing or damaged."""
+        ...
+
+    def file(self, sha256: str) -> Path | None:
+        """Where the content lies as a file of its own, for mapping it; None if it does not."""
+        ...
+
+    def commit(self, sequence: int, manifest: Manifest) -> str:
+        """Makes a manifest durable and returns its checksum. Raises SnapshotError if another has that number."""
         ...
 
     def sequences(self) -> list[int]:
@@ -41,8 +52,28 @@ class Store(Protocol):
         """One manifest, verified. Raises SnapshotError if it is missing or damaged."""
         ...
 
-    def remove(self, sequences: Iterable[int], keep_blobs: set[str]) -> None:
-        """Deletes manifests, then every blob whose hash is not in `keep_blobs`."""
+    def checksum(self, sequence: int) -> str | None:
+        """The checksum a manifest carries, or None if there is no such manifest."""
+        ...
+
+    def sync(self, sequence: int) -> None:
+        """Makes a manifest durable once more: its writer may have died before it could."""
+        ...
+
+    def set_aside(self, sequence: int) -> None:
+        """Takes a bad manifest out of the chain; its number stays taken."""
+        ...
+
+    def taken(self) -> int:
+        """The highest sequence number that was ever used, set aside or not; -1 if there is none."""
+        ...
+
+    def remove(self, sequences: Iterable[int], blobs: Iterable[str]) -> None:
+        """Deletes manifests, then blobs."""
+        ...
+
+    def blobs(self) -> set[str]:
+        """Names of all blobs, and of what unfinished writes have left."""
         ...
 
 
@@ -55,8 +86,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
 def decode_manifest(data: bytes, origin: str) -> Manifest:
     """The manifest in `data`. Raises SnapshotError, naming `origin`, if a byte is wrong."""
     checksum, _, body = data.partition(b"\n")
-    body = body.removesuffix(b"\n")
-    if hashlib.sha256(body).hexdigest().encode() != checksum:
+    if hashlib.sha256(body.removesuffix(b"\n")).hexdigest().encode() != checksum:
         raise SnapshotError(f"{origin}: the manifest is damaged (its checksum does not match)")
     manifest: Manifest = json.loads(body)
     return manifest
@@ -74,19 +104,10 @@ class LocalStore:
 
     def put(self, parts: Iterable[Buffer]) -> str:
         digest = hashlib.sha256()
-        temporary = self._blobs / f".{os.getpid()}.tmp"
-        temporary.unlink(missing_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            for part in parts:
-                digest.update(part)
-                _write_all(descriptor, part)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        temporary = _write_new(self._blobs, parts, digest)
         name = digest.hexdigest()
         os.rename(temporary, self._blobs / name)
-        _fsync_directory(self._blobs)
+        fsync_directory(self._blobs)
         return name
 
     def get(self, sha256: str) -> bytes:
@@ -99,27 +120,38 @@ class LocalStore:
             raise SnapshotError(f"{path}: the blob is damaged (its hash does not match its name)")
         return data
 
-    def commit(self, sequence: int, manifest: Manifest) -> None:
-        target = self._manifest_path(sequence)
-        temporary = self._manifests / f".{os.getpid()}.tmp"
-        temporary.unlink(missing_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    def verify(self, sha256: str) -> None:
+        path, digest = self._blobs / sha256, hashlib.sha256()
         try:
-            _write_all(descriptor, encode_manifest(manifest))
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            with path.open("rb", buffering=0) as file:
+                while data := file.read(_READ_BYTES):
+                    digest.update(data)
+        except FileNotFoundError:
+            raise SnapshotError(f"{path}: the blob is missing") from None
+        if digest.hexdigest() != sha256:
+            raise SnapshotError(f"{path}: the blob is damaged (its hash does not match its name)")
+
+    def file(self, sha256: str) -> Path | None:
+        return self._blobs / sha256
+
+    def commit(self, sequence: int, manifest: Manifest) -> str:
+        target, data = self._manifest_path(sequence), encode_manifest(manifest)
+        temporary = _write_new(self._manifests, [data])
         try:
             os.link(temporary, target)  # unlike rename, a link never replaces another writer's manifest
         except FileExistsError:
-            raise SnapshotError(
-                f"{target}: another trainer wrote this snapshot; only one may use {self.path}"
-            ) from None
+            if (
+                target.read_bytes() != data
+            ):  # the same may be written again: the attempt before broke off behind the link
+                raise SnapshotError(
+                    f"{target}: another trainer wrote this snapshot; only one may use {self.path}"
+                ) from None
         os.unlink(temporary)
-        _fsync_directory(self._manifests)
+        fsync_directory(self._manifests)
+        return data[:_CHECKSUM].decode()
 
     def sequences(self) -> list[int]:
-        return sorted(int(path.stem) for path in self._manifests.glob("[0-9]*.json"))
+        return sorted(int(name[:-5]) for name in os.listdir(self._manifests) if _is_manifest(name))
 
     def manifest(self, sequence: int) -> Manifest:
         path = self._manifest_path(sequence)
@@ -128,13 +160,36 @@ class LocalStore:
         except FileNotFoundError:
             raise SnapshotError(f"{path}: the manifest is missing") from None
 
-    def remove(self, sequences: Iterable[int], keep_blobs: set[str]) -> None:
+    def checksum(self, sequence: int) -> str | None:
+        try:
+            with self._manifest_path(sequence).open("rb") as file:
+                return file.read(_CHECKSUM).decode(errors="replace")
+        except FileNotFoundError:
+            return None
+
+    def sync(self, sequence: int) -> None:
+        fsync_file(self._manifest_path(sequence))
+        for directory in (self._blobs, self._manifests):
+            fsync_directory(directory)
+
+    def set_aside(self, sequence: int) -> None:
+        path = self._manifest_path(sequence)
+        path.rename(path.with_name(f"{path.name}.bad"))
+        fsync_directory(self._manifests)
+
+    def taken(self) -> int:
+        names = (name.partition(".")[0] for name in os.listdir(self._manifests))
+        return max((int(name) for name in names if name.isdigit()), default=-1)
+
+    def remove(self, sequences: Iterable[int], blobs: Iterable[str]) -> None:
         for sequence in sequences:
             self._manifest_path(sequence).unlink(missing_ok=True)
-        _fsync_directory(self._manifests)
-        for path in self._blobs.iterdir():
-            if path.name not in keep_blobs:
-                path.unlink(missing_ok=True)
+        fsync_directory(self._manifests)  # a manifest that came back after a power cut would miss its blobs
+        for name in blobs:
+            (self._blobs / name).unlink(missing_ok=True)
+
+    def blobs(self) -> set[str]:
+        return set(os.listdir(self._blobs))
 
     def _manifest_path(self, sequence: int) -> Path:
         return self._manifests / f"{sequence:012d}.json"
@@ -146,6 +201,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self._blobs: dict[str, bytes] = {}
         self._manifests: dict[int, bytes] = {}
+        self._taken = -1
 
     def put(self, parts: Iterable[Buffer]) -> str:
         data = b"".join(parts)
@@ -158,10 +214,18 @@ class MemoryStore:
             raise SnapshotError(f"{sha256}: the blob is missing")
         return self._blobs[sha256]
 
-    def commit(self, sequence: int, manifest: Manifest) -> None:
-        if sequence in self._manifests:
+    def verify(self, sha256: str) -> None:
+        self.get(sha256)
+
+    def file(self, sha256: str) -> Path | None:
+        return None
+
+    def commit(self, sequence: int, manifest: Manifest) -> str:
+        if self._manifests.get(sequence, encode_manifest(manifest)) != encode_manifest(manifest):
             raise SnapshotError(f"snapshot {sequence}: another trainer wrote this snapshot")
         self._manifests[sequence] = encode_manifest(manifest)
+        self._taken = max(self._taken, sequence)
+        return self._manifests[sequence][:_CHECKSUM].decode()
 
     def sequences(self) -> list[int]:
         return sorted(self._manifests)
@@ -171,11 +235,47 @@ class MemoryStore:
             raise SnapshotError(f"snapshot {sequence}: the manifest is missing")
         return decode_manifest(self._manifests[sequence], f"snapshot {sequence}")
 
-    def remove(self, sequences: Iterable[int], keep_blobs: set[str]) -> None:
+    def checksum(self, sequence: int) -> str | None:
+        found = self._manifests.get(sequence)
+        return found[:_CHECKSUM].decode() if found else None
+
+    def sync(self, sequence: int) -> None:
+        """Memory is as durable as it gets."""
+
+    def set_aside(self, sequence: int) -> None:
+        del self._manifests[sequence]
+
+    def taken(self) -> int:
+        return self._taken
+
+    def remove(self, sequences: Iterable[int], blobs: Iterable[str]) -> None:
         for sequence in sequences:
             self._manifests.pop(sequence, None)
-        for name in set(self._blobs) - keep_blobs:
-            del self._blobs[name]
+        for name in blobs:
+            self._blobs.pop(name, None)
+
+    def blobs(self) -> set[str]:
+        return set(self._blobs)
+
+
+def _is_manifest(name: str) -> bool:
+    return name.endswith(".json") and name[:-5].isdigit()
+
+
+def _write_new(directory: Path, parts: Iterable[Buffer], digest: Any = None) -> Path:
+    """A new file with these parts, durable in itself; the caller gives it its name."""
+    temporary = directory / f".{os.getpid()}.tmp"
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        for part in parts:
+            if digest is not None:
+                digest.update(part)
+            _write_all(descriptor, part)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return temporary
 
 
 def _write_all(descriptor: int, data: Buffer) -> None:
@@ -184,9 +284,15 @@ def _write_all(descriptor: int, data: Buffer) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def _fsync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def fsync_file(path: Path) -> None:
+    """Makes a file's content durable."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def fsync_directory(path: Path) -> None:
+    """Makes a directory's entries durable."""
+    fsync_file(path)

@@ -42,10 +42,11 @@ def run(args: argparse.Namespace) -> int:
     _announce(stretch)
     from pipeline.cli import INTERRUPTED
     from pipeline.execute import execute
+    from pipeline.run import Start
     from pipeline.store import LocalStore
 
     replay = replay_job(job, name, stretch)
-    if not execute(replay, bounds=stretch.bounds, accept_bad=args.accept_bad):
+    if not execute(replay, Start(accept_bad=args.accept_bad, new_lineage=True), stretch.bounds):
         print("stopped before the end; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
     _report(replay, stretch, LocalStore(replay.job.state_dir), json=args.output == "json")

@@ -41,11 +41,11 @@ def test_a_second_writer_is_refused(store: Store) -> None:
     assert store.manifest(0) == {"writer": 1}
 
 
-def test_remove_keeps_what_it_is_told(store: Store) -> None:
+def test_remove_takes_what_it_is_told(store: Store) -> None:
     kept, dropped = store.put([b"kept"]), store.put([b"dropped"])
     store.commit(0, {})
     store.commit(1, {})
-    store.remove([0], {kept})
+    store.remove([0], [dropped])
     assert store.sequences() == [1]
     assert store.get(kept) == b"kept"
     with pytest.raises(SnapshotError):

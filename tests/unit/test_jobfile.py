@@ -119,7 +119,10 @@ def test_a_typo_in_a_tables_name_is_answered_with_the_closest_key(job_file: Path
 
 def test_a_key_like_no_other_is_answered_with_the_keys_of_its_table(job_file: Path) -> None:
     (problem,) = problems(job_file, "snapshot.qqq=1")
-    assert problem == "--set snapshot.qqq: unknown key 'snapshot.qqq'; allowed here: every, keep"
+    assert (
+        problem
+        == "--set snapshot.qqq: unknown key 'snapshot.qqq'; allowed here: anchor_every, every, keep, mirror, owed_max"
+    )
 
 
 def test_a_problem_inside_a_list_points_to_where_the_list_begins(job_file: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
@@ -16,6 +15,7 @@ from consumers.inmemory import InMemorySource
 from consumers.record import Command, Messages, Partition, Side, Span, Wait
 from pipeline.config import JobConfig, label_rule
 from pipeline.learner import Learner
+from pipeline.ledger import unseal
 from pipeline.snapshot import Lineage, Snapshots
 from pipeline.state import State, fresh_positions
 from pipeline.store import Manifest, MemoryStore
@@ -87,7 +87,7 @@ class Trainer:
 
 
 def comparable(manifest: dict[str, Any]) -> dict[str, Any]:
-    names = ("weights_sha256", "counts", "metrics", "rows_trained", "cursor", "watermark", "alarms")
+    names = ("weights_sha256", "state_sha256", "counts", "metrics", "rows_trained", "cursor", "watermark", "alarms")
     return {name: manifest[name] for name in names}
 
 
@@ -135,7 +135,7 @@ def test_the_ledger_names_every_offset_once(config: JobConfig) -> None:
     Trainer(config, store, found).run()
     reached = dict.fromkeys(range(len(found)), 0)
     for sequence in store.sequences()[-3:]:
-        for line in json.loads(store.get(store.manifest(sequence)["blobs"]["ledger"])):
+        for line in unseal(store.get(store.manifest(sequence)["blobs"]["ledger"])):
             if line[0] == "span":
                 _, index, start, stop = line
                 assert reached[index] in (0, start)
@@ -216,11 +216,12 @@ def test_closing_waits_for_the_commit_that_is_being_written(config: JobConfig) -
     written = Event()
 
     class SlowStore(MemoryStore):
-        def commit(self, sequence: int, manifest: Manifest) -> None:
+        def commit(self, sequence: int, manifest: Manifest) -> str:
             written.wait(0.1)
-            super().commit(sequence, manifest)
+            checksum = super().commit(sequence, manifest)
             if sequence:
                 written.set()
+            return checksum
 
     trainer = Trainer(config, SlowStore(), topics(config))
     list(trainer.state.apply(next(iter(trainer.entries()))))

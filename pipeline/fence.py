@@ -1,0 +1,75 @@
+"""The right to write to a state directory: a lock, and a generation that every later holder raises."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from consumers.errors import SnapshotError
+from pipeline.store import fsync_directory, fsync_file
+
+
+class Fence:
+    """One trainer's hold on a state directory.
+
+    The lock keeps a second trainer out. Where it cannot (a file system without locks, a removed lock file), the
+    generation stops the first one at its next commit: the newest holder wins.
+    """
+
+    def __init__(self, state_dir: Path, lock: int) -> None:
+        self._state_dir = state_dir
+        self._lock = lock
+        self.generation = _read_generation(state_dir) + 1
+        _write_generation(state_dir, self.generation)
+
+    def check(self) -> None:
+        """Raises SnapshotError unless this trainer still is the directory's only one."""
+        path = self._state_dir / "lock"
+        try:
+            ours = os.path.samestat(os.stat(path), os.fstat(self._lock))
+        except FileNotFoundError:
+            ours = False
+        if not ours or _read_generation(self._state_dir) != self.generation:
+            raise SnapshotError(
+                f"{self._state_dir}: another trainer took over this state directory (its lock file or generation "
+                "changed); this one stops and commits nothing more. Run one trainer per job.state_dir"
+            )
+
+
+@contextmanager
+def hold(state_dir: Path) -> Iterator[Fence]:
+    """Takes the lock and raises the generation. Raises SnapshotError if another trainer holds the lock."""
+    state_dir.mkdir(parents=True, exist_ok=True)
+    lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SnapshotError(
+                f"{state_dir}: another trainer holds the lock; stop it first, or use another job.state_dir"
+            ) from None
+        yield Fence(state_dir, lock)
+    finally:
+        os.close(lock)
+
+
+def _read_generation(state_dir: Path) -> int:
+    try:
+        return int((state_dir / "generation").read_text())
+    except FileNotFoundError:
+        return 0
+    except ValueError:
+        raise SnapshotError(
+            f"{state_dir / 'generation'}: not a number; write one greater than any `generation` in snapshots/*.json"
+        ) from None
+
+
+def _write_generation(state_dir: Path, generation: int) -> None:
+    temporary = state_dir / f".generation.{os.getpid()}.tmp"
+    temporary.write_text(f"{generation}\n")
+    fsync_file(temporary)
+    temporary.rename(state_dir / "generation")
+    fsync_directory(state_dir)
