@@ -10,7 +10,8 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from consumers.codecs import Codec
+from consumers.codecs import Codec, Decoded
+from consumers.errors import StreamError
 from consumers.record import REJECT_RAW_BYTES_MAX, Events, Messages, Partition, Span
 
 SPAN_RAW_BYTES_MAX = 16 * 2**20
@@ -106,12 +107,18 @@ class Cutter:
         decoded = self._codec.decode(messages)
         fitting = _fitting(messages, decoded.rejects)
         if fitting < count:
-            count, messages = fitting, messages.part(0, fitting)
-            decoded = self._codec.decode(messages)
-        start, stop = self.next, messages.offsets[-1] + 1
-        self._drop(count)
-        self.next = stop
-        return Cut(start, stop, place(messages.timestamps), count, decoded.events, decoded.rejects)
+            count, decoded = fitting, self._codec.decode(messages.part(0, fitting))
+        return self._take(count, decoded)
+
+    def cut_to(self, stop: int) -> Cut:
+        """The span that ended at `stop` when it was first cut. Raises StreamError if its last record is gone."""
+        count = bisect_left(self._queue.offsets, stop)
+        if not count or self._queue.offsets[count - 1] != stop - 1:
+            raise StreamError(
+                f"{self.partition}@{stop - 1}: this record was learned once, and Kafka has it no more (retention or "
+                "compaction removed it)"
+            )
+        return self._take(count, self._codec.decode(self._queue.part(0, count)))
 
     def _extent(self) -> tuple[int, bool]:
         """How many queued messages the next span holds so far, and whether it can hold no more."""
@@ -127,6 +134,13 @@ class Cutter:
                 return within, True
         complete = count < len(offsets) or offsets[count - 1] == boundary - 1
         return count, complete
+
+    def _take(self, count: int, decoded: Decoded) -> Cut:
+        start, stop = self.next, self._queue.offsets[count - 1] + 1
+        at = place(self._queue.timestamps[:count])
+        self._drop(count)
+        self.next = stop
+        return Cut(start, stop, at, count, decoded.events, decoded.rejects)
 
     def _drop(self, count: int) -> None:
         queue = self._queue

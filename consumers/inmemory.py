@@ -61,6 +61,21 @@ class InMemorySource:
         return cutter
 
 
+class InMemorySpans:
+    """The twin of `Recall`: spans of fixed topics, cut again where a ledger says."""
+
+    def __init__(
+        self, topics: Mapping[Partition, Messages], codecs: Mapping[str, Codec], starts: Mapping[Partition, int]
+    ) -> None:
+        self._cutters = {p: Cutter(p, codecs[p.topic], start, 1) for p, start in starts.items()}
+        for partition, cutter in self._cutters.items():
+            cutter.extend(topics[partition])
+
+    def span(self, partition: Partition, start: int, stop: int) -> Span:
+        """The span `[start, stop)`, which begins where the partition's last one ended."""
+        return span_of(partition, self._cutters[partition].cut_to(stop))
+
+
 def _advance(cutter: Cutter, planner: Planner) -> None:
     cut = cutter.cut(flush=True)
     if cut is None:

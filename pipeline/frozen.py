@@ -79,7 +79,7 @@ def layout(arrays: Mapping[str, np.ndarray], alignment: int = _ALIGNMENT) -> tup
 
 
 def safetensors(arrays: Mapping[str, np.ndarray], alignment: int = _ALIGNMENT) -> Iterator[Buffer]:
-    """The safetensors file of contiguous arrays, in parts that view them."""
+    """The safetensors file of arrays, in parts that view them where they are contiguous."""
     yield layout(arrays, alignment)[0]
     for array in arrays.values():
-        yield array.reshape(-1).view(np.uint8).data
+        yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

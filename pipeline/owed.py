@@ -6,7 +6,6 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
 from consumers.record import REJECTS, Partition
@@ -67,4 +66,4 @@ def _version_blob(state: State) -> bytes:
     arrays = {f"model.{name}": array for name, array in state.learner.weights().items()}
     arrays["check.features"] = features_BC
     arrays["check.scores"] = scores_BS if state.learner.score_width > 1 else scores_BS[:, 0]
-    return b"".join(safetensors({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+    return b"".join(safetensors(arrays))

@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version as installed
 from itertools import islice
 from pathlib import Path
@@ -71,6 +72,7 @@ class MLflowRegistry:
 
     def __init__(self, tracking_uri: str, artifact_location: str | None, scratch: Path) -> None:
         self._mlflow = import_mlflow()
+        _make_database(tracking_uri)
         self._mlflow.set_tracking_uri(tracking_uri)
         self._client: Any = self._mlflow.MlflowClient(tracking_uri, tracking_uri)
         self._artifact_root = artifact_root(tracking_uri, artifact_location)
@@ -299,14 +301,33 @@ def import_mlflow() -> Any:
     return mlflow
 
 
+def _make_database(tracking_uri: str) -> None:
+    """Makes a new SQLite store beside its place and moves it there: half a one, left by a crash, is of no use."""
+    path = _database(tracking_uri)
+    if path is None or path.exists():
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    new.unlink(missing_ok=True)
+    SqlAlchemyStore(f"sqlite:///{new}", (path.parent / "mlartifacts").as_uri()).engine.dispose()
+    with suppress(FileExistsError):  # somebody else was faster
+        os.link(new, path)
+    new.unlink()
+
+
+def _database(tracking_uri: str) -> Path | None:
+    """The file of a SQLite store."""
+    prefix = "sqlite:///"
+    return Path(tracking_uri.removeprefix(prefix)).resolve() if tracking_uri.startswith(prefix) else None
+
+
 def artifact_root(tracking_uri: str, configured: str | None) -> str | None:
     """Where a new experiment keeps its files, as an absolute URI; None: the server decides."""
     if configured:
         return configured if "://" in configured else Path(configured).resolve().as_uri()
-    if tracking_uri.startswith("sqlite:///"):
-        database = Path(tracking_uri.removeprefix("sqlite:///")).resolve()
-        return (database.parent / "mlartifacts").as_uri()
-    return None
+    database = _database(tracking_uri)
+    return (database.parent / "mlartifacts").as_uri() if database else None
 
 
 def _placed(tags: Mapping[str, str]) -> dict[str, int]:

@@ -184,11 +184,11 @@ class Snapshots:
         self.wait()
         assert self.lineage is not None
         self.sequence += 1
+        lines, owed = state.seal()
         image = Image.of(state, self.lineage.topic_ids)
         self._frozen.take(image.arrays)
         state.join.pin()  # full slabs are written from where they lie
         manifest = {**self._manifest(state, self.lineage), "cursor": image.cursor}
-        lines, owed = state.seal()
         blobs = owed_blobs(state, owed, self.lineage.topic_ids)
         self._writing = self._writer.submit(self._persist, _Sealed(manifest, image, lines, blobs)), state
 

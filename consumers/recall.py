@@ -1,0 +1,60 @@
+"""Spans that were applied once, fetched again: the same offsets, cut where they were cut then."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from consumers.cutter import SPAN_RAW_BYTES_MAX, span_of
+from consumers.errors import DependencyError, StreamError
+from consumers.kafka import Fetcher
+from consumers.reader import ReaderJob
+from consumers.record import Partition, Span
+
+FETCH_MESSAGES = 1000
+PATIENCE_S = 60.0
+QUEUE_BYTES_MAX = 2 * SPAN_RAW_BYTES_MAX
+
+
+class Recall:
+    """Reads partitions again from `job.starts` on, in this process, in whatever order spans are asked for."""
+
+    def __init__(self, job: ReaderJob) -> None:
+        self._cutters = {cutter.partition: cutter for cutter in job.cutters()}
+        self._fetcher = Fetcher(job.settings, job.group, job.starts)
+        self._paused: set[Partition] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._fetcher.close()
+
+    def span(self, partition: Partition, start: int, stop: int) -> Span:
+        """The span `[start, stop)`, which must begin where the partition's last one ended.
+
+        Raises StreamError if Kafka no longer holds these records, and DependencyError if it does not answer.
+        """
+        cutter = self._cutters[partition]
+        if cutter.next != start:
+            raise StreamError(f"{partition}@{start}: the ledger's span before it ends at {cutter.next}")
+        deadline = time.monotonic() + PATIENCE_S
+        while cutter.expected < stop and (cutter.end is None or cutter.end < stop):
+            if self._fetch():
+                deadline = time.monotonic() + PATIENCE_S
+            elif time.monotonic() > deadline:
+                raise DependencyError(f"{partition}@{cutter.expected}: no answer within {PATIENCE_S:.0f} s; try again")
+        return span_of(partition, cutter.cut_to(stop))
+
+    def _fetch(self) -> bool:
+        fetched, ends = self._fetcher.fetch(FETCH_MESSAGES, 0.2)
+        for partition, messages in fetched.items():
+            self._cutters[partition].extend(messages)
+        for partition, offset in ends.items():
+            self._cutters[partition].ended(offset)
+        full = {partition for partition, cutter in self._cutters.items() if cutter.bytes > QUEUE_BYTES_MAX}
+        self._fetcher.pause(full - self._paused)
+        self._fetcher.resume(self._paused - full)
+        self._paused = full
+        return bool(fetched or ends)
