@@ -196,7 +196,7 @@ def _source(
     settings = {
         "settings": job.kafka,
         "group": group_id(job.job.name, job.kafka),
-        "sides": {config.topic: side for side, config in _sides(job)},
+        "sides": {config.topic: side for side, config in sides(job)},
         "features": job.features,
         "labels": job.labels,
         "label": label_rule(job.learner),
@@ -215,14 +215,15 @@ def _source(
     )
 
 
-def _sides(job: JobConfig) -> list[tuple[Side, TopicConfig]]:
+def sides(job: JobConfig) -> list[tuple[Side, TopicConfig]]:
+    """The topics that the job reads, and what each feeds."""
     sides: list[tuple[Side, TopicConfig]] = [(Side.FEATURES, job.features)]
     return sides + ([(Side.LABELS, job.labels)] if job.labels else [])
 
 
 def _starts(job: JobConfig, cluster: Cluster, topics: list[Topic]) -> dict[Partition, int]:
     starts: dict[Partition, int] = {}
-    for (_, config), topic in zip(_sides(job), topics, strict=True):
+    for (_, config), topic in zip(sides(job), topics, strict=True):
         found = cluster.resolve(topic.partitions, config.start)
         starts |= {partition: found[partition] for partition in topic.partitions}
     return starts

@@ -1,0 +1,184 @@
+"""Questions about versions: which snapshot one is, whether it can be rebuilt, what one has learned and another not."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from consumers.errors import ConfigError, DependencyError, EvertrainError
+from consumers.kafka import Cluster
+from consumers.recall import Recall
+from consumers.record import Partition
+from consumers.source import make_reader_job
+from pipeline.config import JobConfig, label_rule
+from pipeline.run import sides
+from pipeline.store import LocalStore, Manifest
+from pipeline.verify import Segment, UnverifiableError, Verdict, find_segment, foreign, rebuild
+
+Ranges = Mapping[Partition, tuple[int, int]]
+"""First offset and end, by partition."""
+
+_SNAPSHOT = "snapshot:"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A version, or a snapshot that need not be one."""
+
+    name: str  # as the user wrote it
+    number: int | None
+    snapshot_id: str
+    weights_sha256: str | None  # as MLflow has it
+    offsets: Ranges | None
+
+    @property
+    def sequence(self) -> int:
+        """Of its snapshot."""
+        return int(self.snapshot_id.rpartition("-")[2])
+
+    @property
+    def lineage(self) -> str:
+        """Of its snapshot."""
+        return self.snapshot_id.rpartition("-")[0]
+
+
+def find(job: JobConfig, name: str) -> Target:
+    """The version with a number or an @alias, or snapshot:SEQUENCE. Raises ConfigError or DependencyError."""
+    if name.startswith(_SNAPSHOT):
+        return _snapshot(job, name)
+    found = {target.number: target for target in versions(job)}
+    number = _alias(job, name[1:]) if name.startswith("@") else int(name) if name.isdigit() else None
+    if number not in found:
+        there = ", ".join(str(number) for number in sorted(number for number in found if number)[-10:]) or "none"
+        raise ConfigError(
+            f"{job.job.name} has no version {name!r} in {job.registry.tracking_uri}; the newest are: {there}. "
+            "A version is named by its number, @alias or snapshot:SEQUENCE"
+        )
+    return found[number]
+
+
+def versions(job: JobConfig) -> list[Target]:
+    """All versions of the job's name, oldest first. Raises DependencyError without MLflow."""
+    from pipeline.registry import MLflowRegistry
+
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            registry = MLflowRegistry(job.registry.tracking_uri, job.registry.artifact_location, Path(scratch))
+            found = registry.versions(job.job.name)
+    except Exception as error:  # MLflow's are of every kind
+        raise DependencyError(
+            f"MLflow at {job.registry.tracking_uri} does not answer ({type(error).__name__}); "
+            f"name the snapshot itself instead, as {_SNAPSHOT}SEQUENCE"
+        ) from error
+    return [
+        Target(str(v.number), v.number, v.snapshot_id, v.tags.get("weights_sha256"), _parse_offsets(v.tags["offsets"]))
+        for v in found
+        if v.snapshot_id
+    ]
+
+
+def verify(job: JobConfig, target: Target, tell: Callable[[str], None]) -> Verdict:
+    """Rebuilds a version's snapshot and compares. Raises UnverifiableError."""
+    store = LocalStore(job.job.state_dir)
+    segment = find_segment(store, target.sequence)
+    if segment.anchor["lineage"] != target.lineage and target.lineage not in _lineages(store):
+        raise UnverifiableError(f"{target.name} is of lineage {target.lineage}, which is not that of {store.path}")
+    then = segment.job(job.kafka)
+    tell(
+        f"{target.name}: snapshot {target.sequence}, from anchor {segment.anchor['sequence']} "
+        f"({segment.anchor['rows_trained']:,} rows), through {len(segment.lines):,} lines of the ledger"
+    )
+    with Recall(make_reader_job(_check_input(job, segment), {}, **_reader_settings(then))) as spans:
+        try:
+            verdict = rebuild(store, segment, then, spans)
+        except EvertrainError as error:
+            raise UnverifiableError(f"{target.name} cannot be rebuilt: {error}") from error
+    if target.weights_sha256 not in (None, segment.weights_sha256):
+        verdict.differences.append(f"MLflow's tag weights_sha256 {target.weights_sha256}, not {segment.weights_sha256}")
+    if verdict.differences and (other := foreign(segment, then)):
+        raise UnverifiableError(
+            f"{target.name} cannot be verified here: it was made elsewhere or with other code ({other}), and comes out "
+            f"differently ({', '.join(verdict.differences[:3])})"
+        )
+    return verdict
+
+
+def only_in(a: Ranges, b: Ranges) -> dict[Partition, list[tuple[int, int]]]:
+    """The offset ranges that `a` has and `b` has not."""
+    found: dict[Partition, list[tuple[int, int]]] = {}
+    for partition, (start, stop) in a.items():
+        other_start, other_stop = b.get(partition, (stop, stop))
+        parts = [(start, min(stop, other_start)), (max(start, other_stop), stop)]
+        if kept := [part for part in parts if part[0] < part[1]]:
+            found[partition] = kept
+    return found
+
+
+def _check_input(job: JobConfig, segment: Segment) -> dict[Partition, int]:
+    """Where reading begins in each partition. Raises UnverifiableError if Kafka has it no more."""
+    cluster = Cluster(job.kafka)
+    ids = {line["topic"]: line["topic_id"] for line in segment.anchor["cursor"]}
+    for name, then in ids.items():
+        if (now := cluster.topic(name).id) != then:
+            raise UnverifiableError(f"topic {name!r} was deleted and created again (id {then} became {now})")
+    ranges = segment.ranges()
+    for partition, first in cluster.starts(list(ranges)).items():
+        start, _ = ranges[partition]
+        if first > start:
+            raise UnverifiableError(f"{partition}@{start}: Kafka has deleted records up to {first}: the input expired")
+    return {partition: start for partition, (start, _) in ranges.items()}
+
+
+def _reader_settings(job: JobConfig) -> dict[str, object]:
+    return {
+        "settings": job.kafka,
+        "group": f"evertrain-verify-{job.job.name}",
+        "sides": {config.topic: side for side, config in sides(job)},
+        "features": job.features,
+        "labels": job.labels,
+        "label": label_rule(job.learner),
+        "stream": job.stream,
+        "gaps_allowed": True,
+    }
+
+
+def _snapshot(job: JobConfig, name: str) -> Target:
+    number = name.removeprefix(_SNAPSHOT)
+    manifest = _newest(LocalStore(job.job.state_dir))
+    if not number.isdigit():
+        raise ConfigError(f"{name}: a snapshot is named by its sequence number, for example {_SNAPSHOT}17")
+    return Target(name, None, f"{manifest['lineage']}-{number}", None, None)
+
+
+def _newest(store: LocalStore) -> Manifest:
+    if not store.sequences():
+        raise UnverifiableError(f"{store.path}: no snapshot here; is this the job's state directory?")
+    return store.manifest(store.sequences()[-1])
+
+
+def _lineages(store: LocalStore) -> set[str]:
+    manifest = _newest(store)
+    return {manifest["lineage"], *manifest["ancestors"]}
+
+
+def _alias(job: JobConfig, alias: str) -> int | None:
+    from pipeline.registry import MLflowRegistry
+
+    with tempfile.TemporaryDirectory() as scratch:
+        registry = MLflowRegistry(job.registry.tracking_uri, job.registry.artifact_location, Path(scratch))
+        return registry.aliases(job.job.name).get(alias)
+
+
+def _parse_offsets(text: str) -> Ranges | None:
+    """Ranges as `version.tags` writes them; None where there were too many to write them all."""
+    ranges = {}
+    for where, offsets in json.loads(text).items():
+        topic, _, number = where.removesuffix("]").rpartition("[")
+        if number == "*":
+            return None
+        start, _, stop = offsets.partition("-")
+        ranges[Partition(topic, int(number))] = int(start), int(stop)
+    return ranges
