@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,71 +16,16 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from rich.console import Console
 from rich.table import Table
 
-from consumers.broker import KafkaBroker, MockBroker, die_with_parent, lock_folder, start_broker
+from consumers.broker import KafkaBroker, MockBroker, lock_folder, start_broker
 from consumers.errors import ConfigError, DependencyError, EvertrainError
-from pipeline.demo.flights import CATEGORICAL, NULLABLE, NUMERIC, load_flights
+from pipeline.demo.flights import load_flights
+from pipeline.demo.job import JOB, Job, job_toml
 from pipeline.demo.panel import Display, View
 from pipeline.demo.producer import DEAD, FEATURES, LABELS, PARTITIONS, Backlog, Stream, produce
 from pipeline.store import LocalStore
 
-JOB = "flights"
 LOCK = "demo.lock"
-JOB_END_S = 15.0
 TOPIC_CONFIG = {"retention.ms": "-1", "message.timestamp.after.max.ms": str(2**63 - 1)}
-
-_JOB_FILE = """\
-# Written by `evertrain demo`: will a flight from New York arrive 15 minutes late or more?
-
-[job]
-name = "{job}"  # lineage, and the registered model's name
-state_dir = "{state}/{job}"
-
-[kafka]
-"bootstrap.servers" = "{bootstrap}"
-
-[features]  # known at scheduled departure
-topic = "{features}"
-key = "id"
-time = "ts"
-numeric = [
-{numeric}
-]
-categorical = [{categorical}]
-
-[labels]  # known when the flight has arrived; a cancelled flight never gets one
-topic = "{labels}"
-key = "id"
-time = "ts"
-column = "late"
-
-[join]
-window = "48h"  # the latest label comes after 33 hours
-on_expiry = "drop"
-
-[stream]
-span = 512  # small spans: rows are scored soon after they come
-idle_after = "30d"  # a year passes in half a minute: a partition that pauses for a day is not idle
-
-[learner]
-task = "binary"
-batch_size = 256
-
-[monitor]
-every = "5000 rows"
-frozen_after = {frozen_after}  # 10 % of the rows: a copy that learns no more, to see what learning is worth
-compare_after = {compare_after}  # live against frozen over the last half
-reference_rows = 30000  # drift against the first month
-
-[snapshot]
-every = "{snapshot_every} rows"
-
-[registry]
-tracking_uri = "sqlite:///{state}/mlflow.db"
-register_every = "{register_every} rows"
-
-[dead_letters]
-topic = "{dead}"
-"""
 
 
 def demo(state: Path, rows_per_second: float, limit: int | None) -> int:
@@ -116,40 +59,23 @@ def demo(state: Path, rows_per_second: float, limit: int | None) -> int:
         broker.create_topics(dict.fromkeys((FEATURES, LABELS, DEAD), PARTITIONS), TOPIC_CONFIG)
         job_file = state / "job.toml"
         job_file.write_text(job_toml(state, broker.bootstrap, stream.labels, mock=mock), encoding="utf-8")
-        job = _start_job(job_file, state / "job.log", lock)
-        stack.callback(_stop_job, job)
+        job = Job(job_file, state / "job.log", lock)
+        stack.callback(job.stop)
         view = View(broker.bootstrap, broker.kind, total=len(stream))
         with Display(view, state / JOB, state / "job.log", console) as display:
             rate = rows_per_second * len(stream) / len(stream.flights)
             ended = _drive(stream, rate, job, display, broker)
         if not ended:
-            _explain(job, state / "job.log")
+            _explain(job)
             return 1
         summary = summarise(state, stream, broker, time.monotonic() - started)
+        if not mock:  # the mock cluster has dropped the records by now
+            console.print(f"Rebuilding version {summary['versions']} from its ledger …", highlight=False)
+            summary["verified"] = not job.verify(summary["versions"])["differences"]
     (state / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     _print_summary(console, summary, _drift(state), state)
-    return 0
-
-
-def job_toml(state: Path, bootstrap: str, rows: int, *, mock: bool) -> str:
-    """The job file. `rows`: how many labels will come."""
-    numeric = [f'    "{name}",' for name in NUMERIC]
-    numeric += [f'    {{ name = "{name}", nullable = true }},' for name in NULLABLE]
-    return _JOB_FILE.format(
-        job=JOB,
-        state=state.as_posix(),
-        bootstrap=bootstrap,
-        features=FEATURES,
-        labels=LABELS,
-        dead=DEAD,
-        numeric="\n".join(numeric),
-        categorical=", ".join(f'"{name}"' for name in CATEGORICAL),
-        frozen_after=rows // 10,
-        compare_after=rows // 2,
-        # On the mock cluster the producer waits for the offsets that a snapshot commits.
-        snapshot_every=4_000 if mock else 20_000,
-        register_every=min(80_000, max(rows // 4, 1)),
-    )
+    whole = summary["records_applied"] == summary["records_produced"] and summary.get("verified", True)
+    return 0 if whole else 1
 
 
 def _claim(state: Path) -> int:
@@ -172,36 +98,11 @@ def _claim(state: Path) -> int:
     return lock
 
 
-def _start_job(job_file: Path, log: Path, lock: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "pipeline.cli", "run", "-c", str(job_file)]
-    with log.open("wb") as output:
-        return subprocess.Popen(
-            die_with_parent(command, signal.SIGTERM),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            pass_fds=[lock],  # the folder is in use as long as the job lives, whatever becomes of the demo
-        )
-
-
-def _stop_job(job: subprocess.Popen[bytes]) -> None:
-    if job.poll() is None:
-        job.terminate()
-        try:
-            job.wait(JOB_END_S)
-        except subprocess.TimeoutExpired:
-            job.kill()
-            job.wait()
-
-
-def _drive(
-    stream: Stream, rate: float, job: subprocess.Popen[bytes], display: Display, broker: KafkaBroker | MockBroker
-) -> bool:
-    """Produces everything and sees the job through to its end. False: the job failed."""
-    view = display.view
+def _drive(stream: Stream, rate: float, job: Job, display: Display, broker: KafkaBroker | MockBroker) -> bool:
+    """Produces everything, kills the job once on the way, and sees it through to its end. False: the job failed."""
+    view, killed = display.view, False
     while not view.status:  # a stream that waits for its reader: the panel shows a job at the live head
-        if job.poll() is not None:
+        if job.code is not None:
             return False
         display.show()
         time.sleep(0.05)
@@ -210,21 +111,26 @@ def _drive(
         view.produced, view.time_ms = progress.produced, progress.time_ms
         view.producer_waits = progress.waits
         display.show()
-        if job.poll() is not None:
+        if job.code is not None:
             return False
+        if not killed and progress.produced >= len(stream) // 2:
+            display.say(
+                f"kill -9 {job.kill_and_start_again()}: the job is dead, and starts again from its last snapshot"
+            )
+            killed = True
     if backlog is not None:
         backlog.close()
-    job.send_signal(signal.SIGUSR1)  # end at what the topics hold now
-    while job.poll() is None:
+    job.finish()
+    while job.code is None:
         display.show()
         time.sleep(0.05)
     display.show(now=True)
-    return job.returncode == 0
+    return job.code == 0
 
 
-def _explain(job: subprocess.Popen[bytes], log: Path) -> None:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:]
-    print(f"The job ended with exit code {job.poll()}. The end of {log}:", file=sys.stderr)
+def _explain(job: Job) -> None:
+    lines = job.log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:]
+    print(f"The job ended with exit code {job.code}. The end of {job.log}:", file=sys.stderr)
     for text in lines:
         print(f"  {text}", file=sys.stderr)
 
@@ -235,6 +141,8 @@ def summarise(state: Path, stream: Stream, broker: KafkaBroker | MockBroker, sec
     manifest = store.manifest(store.sequences()[-1])
     metrics, totals = manifest["metrics"], manifest["counts"]["totals"]
     return {
+        "records_produced": len(stream),
+        "records_applied": totals["read"],
         "rows_trained": manifest["rows_trained"],
         "versions": _count_versions(state),
         "auc_live": metrics.get("live/auc"),
@@ -306,6 +214,11 @@ def _print_summary(console: Console, summary: dict[str, Any], drift: str, state:
         return "–" if summary[name] is None else f"{summary[name]:.4f}"
 
     table = Table.grid(padding=(0, 3))
+    table.add_row(
+        "kill -9",
+        f"once, in the middle: {summary['records_applied']:,} of {summary['records_produced']:,} records "
+        "counted, each once",
+    )
     table.add_row("learned", f"{summary['rows_trained']:,} flights, each once, when its label came")
     table.add_row("versions", f"{summary['versions']} in MLflow, model '{JOB}'")
     table.add_row("AUC", f"live {auc('auc_live')}, frozen copy {auc('auc_frozen')}")
@@ -313,6 +226,9 @@ def _print_summary(console: Console, summary: dict[str, Any], drift: str, state:
     table.add_row("bad input", f"{summary['dead_letters']} of {summary['garbage_produced']} records in {DEAD}")
     table.add_row("no label", f"{summary['expired']:,} expired, {summary['waiting']:,} still waiting")
     table.add_row("drift", f"{summary['drift_alarms']} alarms: {drift}")
+    if "verified" in summary:
+        result = "identical to the bit" if summary["verified"] else "NOT THE SAME"
+        table.add_row("verify", f"version {summary['versions']}, rebuilt from its ledger: {result}")
     table.add_row("took", f"{summary['seconds']:.0f} s on {summary['broker']}")
     console.print()
     console.print(table, highlight=False)

@@ -98,6 +98,10 @@ class Display:
         if self._live:
             self._live.stop()
 
+    def say(self, text: str) -> None:
+        """One line, above the panel."""
+        self._console.print(text, highlight=False, soft_wrap=True)
+
     def show(self, *, now: bool = False) -> None:
         """Reads the trainer's status and shows it, if it is time."""
         if not now and time.monotonic() - self._shown_at < self._interval_s:

@@ -13,7 +13,7 @@ from pipeline.demo.flights import load_flights
 
 LIMIT = 3000
 FIELDS = [
-    "rows_trained", "versions", "auc_live", "auc_frozen", "auc_live_last_half", "auc_frozen_last_half",
+    "records_produced", "records_applied", "rows_trained", "versions", "auc_live", "auc_frozen", "auc_live_last_half", "auc_frozen_last_half",
     "garbage_produced", "dead_letters", "waiting", "expired", "drift_alarms", "seconds", "broker",
 ]  # fmt: skip
 
@@ -36,7 +36,9 @@ def check(done, state):
     flights = load_flights(LIMIT)
     arrived = int((flights.arrival_N >= 0).sum())
     summary = json.loads((state / "summary.json").read_text())
-    assert list(summary) == FIELDS
+    assert [name for name in summary if name != "verified"] == FIELDS
+    assert summary["records_applied"] == summary["records_produced"]
+    assert "kill -9" in done.stdout
     assert summary["rows_trained"] == arrived
     assert summary["waiting"] + summary["expired"] == LIMIT - arrived
     assert summary["dead_letters"] == summary["garbage_produced"] == 200
@@ -52,6 +54,7 @@ def test_the_demo_learns_every_flight_that_arrived_and_finds_all_garbage(tmp_pat
     state = tmp_path / "demo"
     summary = check(demo(state), state)
     assert summary["broker"].startswith("apache-kafka 4.1.")
+    assert summary["verified"]
     assert {"job.toml", "job.log", "kafka", "flights", "mlflow.db"} <= {path.name for path in state.iterdir()}
 
 
