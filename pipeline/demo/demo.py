@@ -114,9 +114,7 @@ def _drive(stream: Stream, rate: float, job: Job, display: Display, broker: Kafk
         if job.code is not None:
             return False
         if not killed and progress.produced >= len(stream) // 2:
-            display.say(
-                f"kill -9 {job.kill_and_start_again()}: the job is dead, and starts again from its last snapshot"
-            )
+            display.say(f"kill -9 {job.kill_and_start_again()}: it died, and starts again from its last snapshot")
             killed = True
     if backlog is not None:
         backlog.close()
@@ -214,11 +212,8 @@ def _print_summary(console: Console, summary: dict[str, Any], drift: str, state:
         return "–" if summary[name] is None else f"{summary[name]:.4f}"
 
     table = Table.grid(padding=(0, 3))
-    table.add_row(
-        "kill -9",
-        f"once, in the middle: {summary['records_applied']:,} of {summary['records_produced']:,} records "
-        "counted, each once",
-    )
+    applied, produced = summary["records_applied"], summary["records_produced"]
+    table.add_row("kill -9", f"once, in the middle; {applied:,} of {produced:,} records count, each once")
     table.add_row("learned", f"{summary['rows_trained']:,} flights, each once, when its label came")
     table.add_row("versions", f"{summary['versions']} in MLflow, model '{JOB}'")
     table.add_row("AUC", f"live {auc('auc_live')}, frozen copy {auc('auc_frozen')}")

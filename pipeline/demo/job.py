@@ -133,7 +133,7 @@ class Job:
     def verify(self, version: int) -> dict[str, Any]:
         """What `evertrain verify` says of a version. Raises EvertrainError if it cannot tell."""
         command = [*_COMMAND, "verify", str(version), "-c", str(self.file), "-o", "json"]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if not done.stdout:
             raise EvertrainError(f"`evertrain verify {version} -c {self.file}` failed: {done.stderr.strip()[-400:]}")
         found: dict[str, Any] = json.loads(done.stdout)

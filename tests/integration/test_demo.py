@@ -13,8 +13,9 @@ from pipeline.demo.flights import load_flights
 
 LIMIT = 3000
 FIELDS = [
-    "records_produced", "records_applied", "rows_trained", "versions", "auc_live", "auc_frozen", "auc_live_last_half", "auc_frozen_last_half",
-    "garbage_produced", "dead_letters", "waiting", "expired", "drift_alarms", "seconds", "broker",
+    "records_produced", "records_applied", "rows_trained", "versions", "auc_live", "auc_frozen", "auc_live_last_half",
+    "auc_frozen_last_half", "garbage_produced", "dead_letters", "waiting", "expired", "drift_alarms", "seconds",
+    "broker",
 ]  # fmt: skip
 
 

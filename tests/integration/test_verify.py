@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sqlite3
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,12 +13,16 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from tests.conftest import TOPIC_CONFIG, produce
-from tests.jobs import Job, evertrain
+from tests.jobs import Job
 from tests.stream import events, job_document
 
 from consumers.broker import create_topics  # isort: skip
+from pipeline.cli import main  # isort: skip
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [
+    pytest.mark.timeout(400),
+    pytest.mark.filterwarnings("ignore:::mlflow", "ignore:::sqlalchemy", "ignore::ResourceWarning"),
+]
 
 ROWS = 6000
 
@@ -31,7 +34,7 @@ def names(kafka: Any) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def job(kafka: Any, names: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """A job killed once, which has registered three versions, and a partition more than when it began."""
+    """A job killed once, which has registered three versions."""
     create_topics(kafka.bootstrap, dict.fromkeys(names.values(), 2), TOPIC_CONFIG)
     features, labels = events(ROWS)
     produce(kafka.bootstrap, names["features"], features)
@@ -49,72 +52,81 @@ def job(kafka: Any, names: dict[str, str], tmp_path_factory: pytest.TempPathFact
     return job
 
 
-def verify(job: Job, version: str, *args: str, expect: int = 0) -> Any:
-    done = evertrain("verify", version, "-c", str(job.path), "-o", "json", *args, expect=expect)
-    return json.loads(done.stdout) if done.stdout else done.stderr
+class Answers:
+    """Runs commands in this process, which has imported torch and MLflow already."""
+
+    def __init__(self, job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+        self.job = job
+        self._capsys = capsys
+
+    def __call__(self, *args: str, expect: int = 0) -> Any:
+        """The JSON that a command prints, or what it says on stderr."""
+        self._capsys.readouterr()
+        assert main([*args, "-c", str(self.job.path), "-o", "json"]) == expect
+        out, self.said = self._capsys.readouterr()
+        return json.loads(out) if out else self.said
+
+
+@pytest.fixture
+def ask(job: Job, capsys: pytest.CaptureFixture[str]) -> Answers:
+    return Answers(job, capsys)
 
 
 @pytest.mark.parametrize("version", ["1", "2", "@champion", "snapshot:3"])
-def test_each_version_comes_out_the_same_to_the_bit(job: Job, version: str) -> None:
-    found = verify(job, version)
+def test_each_version_comes_out_the_same_to_the_bit(ask: Answers, version: str) -> None:
+    found = ask("verify", version)
     assert found["identical"]
     assert found["differences"] == []
     assert found["anchor"] < found["snapshot"]
 
 
-def test_the_trainer_may_run_meanwhile_and_the_state_is_only_read(job: Job) -> None:
+def test_the_trainer_may_run_meanwhile_and_the_state_is_only_read(job: Job, ask: Answers) -> None:
     before = sorted(path.name for path in (job.state_dir / "blobs").iterdir())
     process = job.start()
     job.wait_for(lambda: job.status().get("phase") == "training", process)
-    assert verify(job, "2")["identical"]
+    assert ask("verify", "2")["identical"]
     process.send_signal(signal.SIGTERM)
     assert process.wait(15) == 0
     assert set(before) <= {path.name for path in (job.state_dir / "blobs").iterdir()}
 
 
-def test_what_does_not_exist_is_named(job: Job) -> None:
-    assert "the newest are: 1, 2, 3" in verify(job, "17", expect=2)
-    assert "not in the chain" in verify(job, "snapshot:9999", expect=3)
+def test_what_does_not_exist_is_named(ask: Answers) -> None:
+    assert "the newest are: 1, 2, 3" in ask("verify", "17", expect=2)
+    assert "not in the chain" in ask("verify", "snapshot:9999", expect=3)
 
 
-def test_without_mlflow_a_snapshot_can_still_be_verified(job: Job) -> None:
+def test_without_mlflow_a_snapshot_can_still_be_verified(ask: Answers) -> None:
     down = ("--set", "registry.tracking_uri=http://127.0.0.1:9")
-    assert "snapshot:SEQUENCE" in verify(job, "1", *down, expect=3)
-    assert verify(job, "snapshot:3", *down)["identical"]
+    assert "snapshot:SEQUENCE" in ask("verify", "1", *down, expect=3)
+    assert ask("verify", "snapshot:3", *down)["identical"]
 
 
-def test_the_ledger_tells_what_one_version_has_learned_and_the_other_not(job: Job, names: dict[str, str]) -> None:
-    done = evertrain("ledger", "1", "2", "-c", str(job.path), "-o", "json")
-    found = json.loads(done.stdout)
+def test_the_ledger_tells_what_one_version_has_learned_and_the_other_not(ask: Answers, names: dict[str, str]) -> None:
+    found = ask("ledger", "1", "2")
     assert found["only_a"] == []
     assert {(line["topic"], line["partition"]) for line in found["only_b"]} == {
         (names[side], number) for side in ("features", "labels") for number in (0, 1)
     }
     line = found["only_b"][0]
-    first = evertrain("ledger", "--offset", f"{line['topic']}:{line['partition']}:{line['from']}", "-c", str(job.path))
-    assert "version 2 was the first" in first.stdout
-    before = evertrain(
-        "ledger", "--offset", f"{line['topic']}:{line['partition']}:{line['from'] - 1}", "-c", str(job.path)
-    )
-    assert "version 1 was the first" in before.stdout
-    unseen = evertrain("ledger", "--offset", f"{line['topic']}:0:999999", "-c", str(job.path), expect=4)
-    assert "no version" in unseen.stderr
-    assert "topic:partition:offset" in evertrain("ledger", "1", "-c", str(job.path), expect=2).stderr
+    where = f"{line['topic']}:{line['partition']}"
+    assert ask("ledger", "--offset", f"{where}:{line['from']}")["version"] == 2
+    assert ask("ledger", "--offset", f"{where}:{line['from'] - 1}")["version"] == 1
+    assert "no version" in ask("ledger", "--offset", f"{where}:999999", expect=4)
+    assert "topic:partition:offset" in ask("ledger", "1", expect=2)
 
 
-def test_a_version_that_is_not_what_the_ledger_gives_is_reported(job: Job, tmp_path: Path) -> None:
+def test_a_version_that_is_not_what_the_ledger_gives_is_reported(job: Job, ask: Answers) -> None:
     with sqlite3.connect(job.path.parent / "mlflow.db") as database:
         changed = "update model_version_tags set value = ? where key = 'weights_sha256' and version = 1"
         database.execute(changed, ["0" * 64])
-    done = evertrain("verify", "1", "-c", str(job.path), "-o", "json", expect=4)
-    assert not json.loads(done.stdout)["identical"]
-    assert "MLflow's tag weights_sha256" in done.stderr
+    assert not ask("verify", "1", expect=4)["identical"]
+    assert "MLflow's tag weights_sha256" in ask.said
 
 
-def test_records_that_expired_cannot_be_verified(kafka: Any, job: Job, names: dict[str, str]) -> None:
+def test_records_that_expired_cannot_be_verified(kafka: Any, ask: Answers, names: dict[str, str]) -> None:
     admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
-    for future in admin.delete_records([TopicPartition(names["features"], 0, 50)]).values():
+    for future in admin.delete_records([TopicPartition(names["features"], 0, 2000)]).values():
         future.result()
-    problem = verify(job, "1", expect=3)
+    problem = ask("verify", "1", expect=3)
     assert "the input expired" in problem
     assert f"{names['features']}[0]@" in problem
