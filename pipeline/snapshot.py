@@ -180,7 +180,7 @@ class Snapshots:
 
     def commit(self, state: State) -> None:
         """Freezes S, with what it owes, and starts to write it."""
-        state.check_balance()
+        counts = state.check_balance()
         self.wait()
         assert self.lineage is not None
         self.sequence += 1
@@ -188,7 +188,7 @@ class Snapshots:
         image = Image.of(state, self.lineage.topic_ids)
         self._frozen.take(image.arrays)
         state.join.pin()  # full slabs are written from where they lie
-        manifest = {**self._manifest(state, self.lineage), "cursor": image.cursor}
+        manifest = {**self._manifest(state, self.lineage), "cursor": image.cursor, "counts": counts}
         blobs = owed_blobs(state, owed, self.lineage.topic_ids)
         self._writing = self._writer.submit(self._persist, _Sealed(manifest, image, lines, blobs)), state
 
@@ -284,7 +284,6 @@ class Snapshots:
             "watermark": never(state.watermark),
             "time_ms": state.time_ms,
             "rows_trained": state.trained,
-            "counts": state.counts(),
             "metrics": state.monitor.point(),
             "alarms": state.monitor.alarm_count,
         }

@@ -180,8 +180,8 @@ class State:
         }
         return {"events": events, "totals": totals, "examples": examples}
 
-    def check_balance(self) -> None:
-        """Promise 6. Raises BalanceError with the sum that does not hold."""
+    def check_balance(self) -> dict[str, Any]:
+        """Promise 6: returns the counts if they add up. Raises BalanceError with the sum that does not."""
         counts = self.counts()
         for name, events in counts["events"].items():
             fates = {k: v for k, v in events.items() if k not in ("read", "skipped_offsets")}
@@ -194,6 +194,7 @@ class State:
         used = examples["trained"] + examples["refused"] + examples["open"]
         if made != used:
             raise BalanceError(f"{made} examples made (matched + filled in), but {used} used: {examples}")
+        return counts
 
 
 class BadInput:
