@@ -168,7 +168,8 @@ class Snapshots:
                 "partition": partition.number,
                 "next": position.next,
                 "reached": never(position.reached),
-                "last_place": never(position.last_place),
+                "recent": position.recent,
+                "places": position.places,
                 "idle": position.idle,
             }
             for partition, position in state.positions.items()
