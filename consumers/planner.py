@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from operator import attrgetter
 
 from consumers.config import StreamConfig
@@ -31,6 +32,12 @@ class _Lane:
         self.queue: list[Span | Lost] = []  # by offset
         self.end_believed_until = float("-inf")
         self.done = False
+
+    @property
+    def head_place(self) -> int:
+        """The place of the head: a lost batch has that of the span before it."""
+        head = self.queue[0]
+        return self.position.last_place if isinstance(head, Lost) else head.place
 
     @property
     def ready(self) -> bool:
@@ -80,7 +87,7 @@ class Planner:
         unproven = [p for p, lane in self._lanes.items() if not lane.ready and not lane.at_end(now)]
         if unproven:
             return Wait(f"waiting for {', '.join(map(str, unproven[:3]))}: neither a record nor a proven end")
-        ready = [(lane.queue[0].place, lane.rank, p) for p, lane in self._lanes.items() if lane.queue]
+        ready = [(lane.head_place, lane.rank, p) for p, lane in self._lanes.items() if lane.queue]
         if not ready:
             return self._all_at_end(now)
         place, _, partition = min(ready)
@@ -88,7 +95,10 @@ class Planner:
         if lane.position.idle:
             return Membership(partition, idle=False)
         behind = self._behind(lane.position.place_after(place))
-        return Membership(behind[0], idle=True) if behind else lane.queue[0]
+        if behind:
+            return Membership(behind[0], idle=True)
+        head = lane.queue[0]
+        return replace(head, place=place) if isinstance(head, Lost) else head
 
     def taken(self, span: Span | Lost) -> None:
         """The head of its partition's queue was applied."""

@@ -19,7 +19,7 @@ _FREE: dict[str, set[str]] = {
     "features": {"start"},
     "labels": {"start"},
     "join": {"memory"},
-    "stream": {"slots", "linger", "idle_after", "labels_may_idle"},
+    "stream": {"slots", "reader_memory", "linger", "idle_after", "labels_may_idle"},
     "learner": {"device", "threads", "batch_wait"},
 }
 _IDENTITY = ("job", "features", "labels", "join", "stream", "learner")

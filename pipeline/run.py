@@ -14,8 +14,9 @@ from pathlib import Path
 from consumers.config import TopicConfig
 from consumers.errors import SnapshotError, StreamError
 from consumers.kafka import Cluster, Topic, group_id
-from consumers.record import Command, Entry, Partition, Side, Wait
+from consumers.record import Added, Command, Entry, Partition, Side, Wait
 from consumers.source import KafkaSource, make_reader_job
+from consumers.watch import recreated
 from pipeline.cadence import Commands, SnapshotCadence
 from pipeline.config import JobConfig, label_rule
 from pipeline.learner import Learner
@@ -52,7 +53,7 @@ class Run:
     def tend(self, entry: Entry | Wait) -> None:
         """Once a second: a report."""
         if self.status.seen(entry):
-            self.report(self.phase)
+            self.report(self.phase, hold=(isinstance(entry, Wait) and entry.hold) or None)
 
     def report(self, phase: str, hold: str | None = None) -> None:
         """Writes the status file, and logs what the releaser has to say."""
@@ -90,14 +91,15 @@ def open_run(job: JobConfig, bounds: Bounds, first: list[Command], *, until_caug
         releaser = Releaser(state_dir)
         snapshots = Snapshots(store, job, on_durable=releaser.committed, released=lambda: released(state_dir))
         manifest = snapshots.newest()
-        if manifest is not None:
-            _check_topics(manifest, cluster.id(), topics)
+        new = _check_topics(manifest, cluster.id(), topics) if manifest is not None else []
         learner = Learner(job)
         if manifest is not None:
             state = snapshots.restore(manifest, learner)
             if manifest["config"] != job.model_dump(mode="json"):
                 state.ledger.append(["config", job.sha256()])
                 snapshots.commit(state)  # the releaser takes its addresses from the newest snapshot
+            if not bounds.stops:  # a replay reads what it was told
+                _add(state, new, cluster)
             log.info("continues after snapshot %s: %d rows trained", manifest["snapshot_id"], state.trained)
         else:
             starts = bounds.starts or _starts(job, cluster, topics)
@@ -105,7 +107,7 @@ def open_run(job: JobConfig, bounds: Bounds, first: list[Command], *, until_caug
             lineage = Lineage.begin(cluster.id(), {topic.name: topic.id for topic in topics}, starts)
             snapshots.begin(lineage, state)
             log.info("begins lineage %s", lineage.id)
-        source = _source(job, cluster, list(state.positions), bounds, first, until_caught_up)
+        source = _source(job, cluster, topics, state, bounds, first, until_caught_up)
         status = StatusFile(state_dir / "status.json", job.job.name)
         cadence = SnapshotCadence(job.snapshot.every, time.monotonic, state.trained)
         run = Run(job, state, source, snapshots, cadence, releaser, status)
@@ -121,13 +123,15 @@ def open_run(job: JobConfig, bounds: Bounds, first: list[Command], *, until_caug
 def _source(
     job: JobConfig,
     cluster: Cluster,
-    partitions: list[Partition],
+    topics: list[Topic],
+    state: State,
     bounds: Bounds,
     first: list[Command],
     until_caught_up: bool,
 ) -> KafkaSource:
     settings = {
         "settings": job.kafka,
+        "topic_ids": {topic.name: topic.id for topic in topics},
         "group": group_id(job.job.name, job.kafka),
         "sides": {config.topic: side for side, config in _sides(job)},
         "features": job.features,
@@ -136,10 +140,10 @@ def _source(
         "stream": job.stream,
         "gaps_allowed": not cluster.is_mock,
     }
-    stops = bounds.stops or (cluster.ends(partitions) if until_caught_up else {})
+    stops = bounds.stops or (cluster.ends(list(state.positions)) if until_caught_up else {})
     return KafkaSource(
         lambda starts, bounds: make_reader_job(starts, bounds, **settings),
-        lambda: cluster.ends(partitions),
+        lambda partitions: cluster.ends(list(partitions)),
         batch_wait_ms=job.learner.batch_wait,
         bounds=stops,
         commands=Commands(job.registry.register_every, time.monotonic, first).poll,
@@ -160,8 +164,15 @@ def _starts(job: JobConfig, cluster: Cluster, topics: list[Topic]) -> dict[Parti
     return starts
 
 
-def _check_topics(manifest: Manifest, cluster_id: str, topics: list[Topic]) -> None:
-    """Raises StreamError if the topics are not the ones that the snapshot was made of."""
+def _add(state: State, partitions: list[Partition], cluster: Cluster) -> None:
+    """Adds partitions that the topics got while no trainer ran, from their beginning."""
+    for partition, start in cluster.starts(partitions).items():
+        list(state.apply(Added(partition, start)))
+        log.info("%s is new: read from offset %d on", partition, start)
+
+
+def _check_topics(manifest: Manifest, cluster_id: str, topics: list[Topic]) -> list[Partition]:
+    """The partitions that the topics got since. Raises StreamError if the topics are not those of the snapshot."""
     advice = "start a new lineage under another job.name and job.state_dir"
     saved_cluster, mock = manifest["cluster_id"], all(not topic.id for topic in topics)
     if cluster_id != saved_cluster and not mock:
@@ -169,17 +180,17 @@ def _check_topics(manifest: Manifest, cluster_id: str, topics: list[Topic]) -> N
             f"Kafka's cluster id is {cluster_id}, but the snapshot was made with {saved_cluster}; {advice}"
         )
     saved = {(line["topic"], line["partition"]): line["topic_id"] for line in manifest["cursor"]}
+    new = []
     for topic in topics:
         for partition in topic.partitions:
             then = saved.pop((partition.topic, partition.number), None)
             if then is None:
-                raise StreamError(f"{partition} is not in the snapshot: the topic got partitions since; {advice}")
-            if then != topic.id:
-                raise StreamError(
-                    f"topic {topic.name!r} was deleted and created again (id {then} became {topic.id}); {advice}"
-                )
+                new.append(partition)
+            elif then != topic.id:
+                raise recreated(topic.name, then, topic.id)
     if saved:
         raise StreamError(f"partitions {sorted(saved)} of the snapshot are gone from Kafka; {advice}")
+    return new
 
 
 @contextmanager
