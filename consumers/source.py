@@ -164,6 +164,9 @@ class KafkaSource:
         cause = "" if main.unreadable else main.process.death()
         return _Death(cause, lived_s, main.unreadable)
 
+    def _is_past_bound(self, lost: Lost) -> bool:
+        return lost.start >= self._bounds.get(lost.partition, lost.stop)
+
     def _recover(self, death: _Death, positions: dict[Partition, int]) -> Iterator[Wait]:
         """Waits a little; after RESTARTS_MAX deaths at one position, looks for what kills every reader there.
 
@@ -190,15 +193,12 @@ class KafkaSource:
             return
         except UndecidedError:
             lost = None
-        if (
-            lost is None
-            or lost == self._lost.get(lost.partition)
-            or lost.start >= self._bounds.get(lost.partition, lost.stop)
-        ):
+        if lost is None or lost == self._lost.get(lost.partition) or self._is_past_bound(lost):
             where = ", ".join(f"{p}@{offset}" for p, offset in suspects.items())
             raise StreamError(
-                f"the reader died {self._restarts} times ({cause}) at one position: {where}. No single record batch is "
-                "to blame: give the machine, or stream.reader_memory, more memory, or look at the records with Kafka's tools"
+                f"the reader died {self._restarts} times ({cause}) at one position: {where}. No single record batch "
+                "is to blame; give the machine, or stream.reader_memory, more memory, or look at the records with "
+                "Kafka's tools"
             )
         log.error("%s@%d: lost %d offsets: %s", lost.partition, lost.start, lost.stop - lost.start, lost.reason)
         self._lost[lost.partition], self._restarts = lost, 0

@@ -16,7 +16,7 @@ from consumers.arena import Arena
 from consumers.cutter import Cut, span_of
 from consumers.planner import Planner
 from consumers.reader import PASSING, ReaderJob
-from consumers.record import REJECTS, Added, Partition, Side, Span, event_schema
+from consumers.record import REJECTS, Added, Lost, Partition, Side, Span, event_schema
 
 END_BELIEVED_S = 3.0
 
@@ -108,7 +108,7 @@ class Feed:
             return False
         return True
 
-    def taken(self, span: Span) -> None:
+    def taken(self, span: Span | Lost) -> None:
         """Gives the span's slot back, if it was offered here."""
         slots = self._slots.get(span.partition)
         if slots and slots[0][0] == span.start:

@@ -10,7 +10,7 @@ from consumers.record import Partition
 
 ASK_EVERY_S = 1.0
 ASK_WHILE_HELD_S = 0.03
-"""How often to ask while records wait for the answer: what each of them waits at most, besides the broker's own time."""
+"""How often to ask while records wait for the answer: what each of them waits at most, beside the broker's time."""
 
 
 class TopicWatch:
