@@ -150,13 +150,15 @@ class _Broker:
 class KafkaBroker(_Broker):
     """A real Apache Kafka over the folder `data`: formatted on first use, served again after that.
 
-    Without a `port`, the folder's last one is taken again if it is free.
+    Without a `port`, the folder's last one is taken again if it is free. `more` is appended to the broker's
+    properties; `{port}` and `{controller}` stand for the ports of its two listeners.
     """
 
-    def __init__(self, data: Path, port: int | None = None) -> None:
+    def __init__(self, data: Path, port: int | None = None, more: str = "") -> None:
         super().__init__()
         self._data = data.absolute()
         self._wanted = port
+        self._more = more
         self._log = self._data / "kafka.log"
         self.kind = "apache-kafka"
 
@@ -199,7 +201,8 @@ class KafkaBroker(_Broker):
         port = self._wanted or (int(last[1]) if last and _is_free(int(last[1])) else _free_port())
         self.bootstrap = f"127.0.0.1:{port}"
         path.write_text(
-            _PROPERTIES.format(port=port, controller=_free_port(), logs=self._data / "log"), encoding="utf-8"
+            (_PROPERTIES + self._more).format(port=port, controller=_free_port(), logs=self._data / "log"),
+            encoding="utf-8",
         )
         return path
 

@@ -61,10 +61,10 @@ class Cutter:
         return self._queue.offsets[-1] + 1 if self._queue.offsets else self.next
 
     def extend(self, messages: Messages) -> None:
-        """Takes the next messages, one at least. Offsets before the position or past the bound are dropped."""
+        """Takes the next messages, one at least. Offsets that it has had and those past the bound are dropped."""
         seen = messages.offsets[-1] + 1
-        if messages.offsets[0] < self.next or (self.bound is not None and seen > self.bound):
-            first = bisect_left(messages.offsets, self.next)
+        if messages.offsets[0] < self.expected or (self.bound is not None and seen > self.bound):
+            first = bisect_left(messages.offsets, self.expected)
             stop = len(messages) if self.bound is None else bisect_left(messages.offsets, self.bound)
             messages = messages.part(first, stop)
         queue = self._queue
@@ -109,6 +109,11 @@ class Cutter:
         if fitting < count:
             count, decoded = fitting, self._codec.decode(messages.part(0, fitting))
         return self._take(count, decoded)
+
+    def skip_to(self, stop: int) -> None:
+        """Leaves out every offset before `stop`."""
+        self._drop(bisect_left(self._queue.offsets, stop))
+        self.next = stop
 
     def cut_to(self, stop: int) -> Cut:
         """The span that ended at `stop` when it was first cut. Raises StreamError if its last record is gone."""

@@ -75,6 +75,10 @@ class InMemorySpans:
         """The span `[start, stop)`, which begins where the partition's last one ended."""
         return span_of(partition, self._cutters[partition].cut_to(stop))
 
+    def skip(self, partition: Partition, stop: int) -> None:
+        """Leaves out the offsets before `stop`, which were lost."""
+        self._cutters[partition].skip_to(stop)
+
 
 def _advance(cutter: Cutter, planner: Planner) -> None:
     cut = cutter.cut(flush=True)

@@ -144,6 +144,10 @@ class Join:
                 table.drop_oldest()
         return examples
 
+    def add_partition(self) -> None:
+        """One more partition is counted, with the next index."""
+        self.counts_PO = np.vstack([self.counts_PO, np.zeros_like(self.counts_PO[:1])])
+
     def waiting_P(self) -> Int64s:
         """Waiting events of each partition, counted in the slabs themselves."""
         waiting_P = np.zeros(len(self.counts_PO), np.int64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -40,6 +41,13 @@ CONSUMER_SETTINGS: Mapping[str, Any] = {
 }
 """What Evertrain's promises rest on; the job file cannot change these."""
 
+ONE_BATCH_AT_A_TIME: Mapping[str, Any] = {
+    "fetch.message.max.bytes": 1,
+    "queued.min.messages": 1,
+    "fetch.queue.backoff.ms": 100,
+}
+"""For reading up to a batch that no reader survives: the next one is fetched some time after this one was taken."""
+
 
 def group_id(name: str, settings: Mapping[str, Any]) -> str:
     """The consumer group that shows the job's progress in Kafka's own tools."""
@@ -55,13 +63,41 @@ class Topic:
     partitions: tuple[Partition, ...]
 
 
+class Inquiry:
+    """A question about topics that was asked and may not be answered yet."""
+
+    def __init__(self, cluster: Cluster, futures: Mapping[str, Future[Any]]) -> None:
+        self._cluster = cluster
+        self._futures = futures
+
+    @property
+    def done(self) -> bool:
+        """Whether `topics` need not wait."""
+        return all(future.done() for future in self._futures.values())
+
+    def topics(self) -> dict[str, Topic | None]:
+        """The topics by name; None for one that Kafka does not know. Raises DependencyError."""
+        found: dict[str, Topic | None] = {}
+        for name, future in self._futures.items():
+            try:
+                answer = future.result()
+                numbers = sorted(partition.id for partition in answer.partitions)
+                found[name] = Topic(name, str(answer.topic_id), tuple(Partition(name, number) for number in numbers))
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    raise self._cluster.unreachable(error) from None
+                found[name] = None
+        return found
+
+
 class Cluster:
     """Questions to a cluster. Every method raises DependencyError if it cannot be reached."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._servers = settings["bootstrap.servers"]
+        self._trouble = ""  # what went wrong with the connections last
         try:
-            self._admin = AdminClient(_client_settings(settings))
+            self._admin = AdminClient({**_client_settings(settings), "error_cb": self._note})
         except KafkaException as error:
             raise ConfigError(f"[kafka]: librdkafka refuses the settings: {error.args[0].str()}") from None
 
@@ -84,6 +120,10 @@ class Cluster:
             )
         partitions = tuple(Partition(name, number) for number in sorted(metadata.partitions))
         return Topic(name, self._topic_id(name), partitions)
+
+    def inquire(self, names: Sequence[str]) -> Inquiry:
+        """Asks for the ids and partitions of topics, without waiting."""
+        return Inquiry(self, self._admin.describe_topics(TopicCollection(list(names)), request_timeout=_TIMEOUT_S))
 
     def ends(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
         """The end offset of each partition, as a read-committed consumer sees it."""
@@ -117,39 +157,70 @@ class Cluster:
             )
             return {Partition(tp.topic, tp.partition): future.result().offset for tp, future in answers.items()}
         except KafkaException as error:
-            raise self._unreachable(error) from None
+            raise self.unreachable(error) from None
 
     def _topic_id(self, name: str) -> str:
         if self.is_mock:
             return ""
-        try:
-            future = self._admin.describe_topics(TopicCollection([name]), request_timeout=_TIMEOUT_S)[name]
-            return str(future.result().topic_id)
-        except KafkaException as error:
-            raise self._unreachable(error) from None
+        topic = self.inquire([name]).topics()[name]
+        if topic is None:
+            raise DependencyError(f"Kafka at {self._servers} has no topic {name!r}; create it, or correct the job file")
+        return topic.id
 
     def _metadata(self, topic: str | None = None) -> Any:
         try:
             return self._admin.list_topics(topic, timeout=_TIMEOUT_S)
         except KafkaException as error:
-            raise self._unreachable(error) from None
+            raise self.unreachable(error) from None
 
-    def _unreachable(self, error: KafkaException) -> DependencyError:
+    def _note(self, error: KafkaError) -> None:
+        if error.code() != KafkaError._ALL_BROKERS_DOWN:  # it says nothing of why
+            self._trouble = error.str()
+
+    def unreachable(self, error: KafkaException) -> DependencyError:
+        """The error for a question that Kafka did not answer, with what went wrong with the connection."""
+        self._admin.poll(0)
+        trouble, self._trouble = self._trouble, ""
+        reason = f"{error.args[0].str()} ({trouble})" if trouble else error.args[0].str()
         return DependencyError(
-            f"Kafka is not reachable at {self._servers}: {error.args[0].str()}; "
-            'check kafka."bootstrap.servers" and that the broker runs'
+            f"Kafka is not reachable at {self._servers}: {reason}; "
+            'check kafka."bootstrap.servers", the security settings in [kafka], and that the broker runs'
         )
+
+
+class OffsetGoneError(StreamError):
+    """Kafka does not have the next offset of a partition."""
+
+    def __init__(self, partition: Partition) -> None:
+        super().__init__(f"{partition}: Kafka no longer has that record")
+        self.partition = partition
+
+
+class UnreadableBatchError(StreamError):
+    """A record batch whose checksum is wrong or that cannot be decompressed. It comes again and again."""
+
+    def __init__(self, partition: Partition, reason: str, *, may_pass: bool) -> None:
+        super().__init__(f"{partition}: {reason}")
+        self.partition = partition
+        self.reason = reason
+        self.may_pass = may_pass  # a bit may have flipped on the way: the same fetch again may be good
 
 
 class Fetcher:
     """A consumer with fixed assignment: messages, and the ends it meets."""
 
-    def __init__(self, settings: Mapping[str, Any], group: str, starts: Mapping[Partition, int]) -> None:
-        self._consumer = Consumer({**_client_settings(settings), "group.id": group, **CONSUMER_SETTINGS})
+    def __init__(
+        self, settings: Mapping[str, Any], group: str, starts: Mapping[Partition, int], *, careful: bool = False
+    ) -> None:
+        pace = ONE_BATCH_AT_A_TIME if careful else {}
+        self._consumer = Consumer({**_client_settings(settings), "group.id": group, **CONSUMER_SETTINGS, **pace})
         self._consumer.assign([TopicPartition(p.topic, p.number, offset) for p, offset in starts.items()])
 
     def fetch(self, count: int, timeout_s: float) -> tuple[dict[Partition, Messages], dict[Partition, int]]:
-        """Up to `count` messages by partition, and the end offsets reached. Raises StreamError."""
+        """Up to `count` messages by partition, and the end offsets reached.
+
+        Raises StreamError, OffsetGoneError or UnreadableBatchError: the fetcher is of no use from then on.
+        """
         lanes: dict[tuple[str, int], list[Message]] = defaultdict(list)
         ends = {}
         for message in self._consumer.consume(count, timeout_s):
@@ -211,18 +282,25 @@ _PASSING = {
 }
 
 
+_UNREADABLE = {
+    KafkaError._BAD_COMPRESSION,
+    KafkaError._BAD_MSG,  # the checksum is wrong
+    KafkaError._NOT_IMPLEMENTED,  # not the format of any batch
+    KafkaError._UNDERFLOW,
+}
+
+
 def _raise_for(message: Message) -> None:
     """Errors that librdkafka gets over by itself are left to it; all others end the reader."""
     error = message.error()
     if error.code() in _PASSING:
         return
-    where = f"{message.topic()}[{message.partition()}]@{message.offset()}"
+    partition = Partition(message.topic(), message.partition())
     if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
-        raise StreamError(
-            f"{where}: Kafka no longer has the next record to learn ({error.str()}): retention or a recreated topic "
-            "removed it; start a new lineage under another job.name, or restore the records"
-        )
-    raise StreamError(f"{where}: the consumer failed: {error.str()}")
+        raise OffsetGoneError(partition)
+    if error.code() in _UNREADABLE:
+        raise UnreadableBatchError(partition, error.str(), may_pass=error.code() != KafkaError._BAD_COMPRESSION)
+    raise StreamError(f"{partition}@{message.offset()}: the consumer failed: {error.str()}")
 
 
 def timestamp_at(settings: Mapping[str, Any], cluster: Cluster, partition: Partition, offset: int) -> int | None:

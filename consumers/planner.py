@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from operator import attrgetter
 
 from consumers.config import StreamConfig
 from consumers.record import (
     NEVER,
     CaughtUp,
     Entry,
+    Lost,
     Membership,
     Partition,
     Position,
@@ -23,11 +26,23 @@ from consumers.record import (
 class _Lane:
     """One partition as the planner sees it."""
 
-    def __init__(self, rank: tuple[int, int]) -> None:
+    def __init__(self, rank: tuple[int, int], position: Position) -> None:
         self.rank = rank
-        self.queue: deque[Span] = deque()
+        self.position = position
+        self.queue: list[Span | Lost] = []  # by offset
         self.end_believed_until = float("-inf")
         self.done = False
+
+    @property
+    def head_place(self) -> int:
+        """The place of the head: a lost batch has that of the span before it."""
+        head = self.queue[0]
+        return self.position.last_place if isinstance(head, Lost) else head.place
+
+    @property
+    def ready(self) -> bool:
+        """Whether the head of the queue follows on what was applied: nothing is ever skipped."""
+        return bool(self.queue) and self.queue[0].start == self.position.next
 
     def at_end(self, now: float) -> bool:
         return not self.queue and (self.done or now <= self.end_believed_until)
@@ -47,17 +62,17 @@ class Planner:
         config: StreamConfig,
         batch_wait_ms: int,
     ) -> None:
-        self._positions = positions
         self._sides = sides
         self._config = config
         self._batch_wait_s = batch_wait_ms / 1000
         self._ticked_at = float("-inf")
         self._finished = False
-        self._lanes = {p: _Lane((sides[p.topic], p.number)) for p in positions}
+        order = sorted(positions, key=lambda p: (sides[p.topic], p.number))
+        self._lanes = {p: _Lane((sides[p.topic], p.number), positions[p]) for p in order}
 
-    def offer(self, span: Span) -> None:
-        """The next span of its partition."""
-        self._lanes[span.partition].queue.append(span)
+    def offer(self, span: Span | Lost) -> None:
+        """A span of its partition. It is taken once all before it were: several readers may offer in any order."""
+        insort(self._lanes[span.partition].queue, span, key=attrgetter("start"))
 
     def ended(self, partition: Partition, believed_until: float) -> None:
         """The partition's end is proven, and may be believed until that time."""
@@ -68,25 +83,29 @@ class Planner:
         self._lanes[partition].done = True
 
     def next(self, now: float) -> Entry | Wait | CaughtUp:
-        """What to apply next. A Span stays queued until `taken`, a Tick or Membership is given once applied."""
-        unproven = [p for p, lane in self._lanes.items() if not lane.queue and not lane.at_end(now)]
+        """What to apply next. A Span or Lost stays queued until `taken`, a Tick or Membership is given once applied."""
+        unproven = [p for p, lane in self._lanes.items() if not lane.ready and not lane.at_end(now)]
         if unproven:
             return Wait(f"waiting for {', '.join(map(str, unproven[:3]))}: neither a record nor a proven end")
-        ready = [(lane.queue[0].place, lane.rank, p) for p, lane in self._lanes.items() if lane.queue]
+        ready = [(lane.head_place, lane.rank, p) for p, lane in self._lanes.items() if lane.queue]
         if not ready:
             return self._all_at_end(now)
         place, _, partition = min(ready)
-        if self._positions[partition].idle:
+        lane = self._lanes[partition]
+        if lane.position.idle:
             return Membership(partition, idle=False)
-        behind = self._behind(place)
-        return Membership(behind[0], idle=True) if behind else self._lanes[partition].queue[0]
+        behind = self._behind(lane.position.place_after(place))
+        if behind:
+            return Membership(behind[0], idle=True)
+        head = lane.queue[0]
+        return replace(head, place=place) if isinstance(head, Lost) else head
 
-    def taken(self, span: Span) -> None:
-        """The span was applied."""
-        self._lanes[span.partition].queue.popleft()
+    def taken(self, span: Span | Lost) -> None:
+        """The head of its partition's queue was applied."""
+        del self._lanes[span.partition].queue[0]
 
     def _all_at_end(self, now: float) -> Entry | Wait | CaughtUp:
-        newest = max(position.last_place for position in self._positions.values())
+        newest = max(lane.position.last_place for lane in self._lanes.values())
         behind = self._behind(newest)
         if behind:
             return Membership(behind[0], idle=True)
@@ -102,15 +121,14 @@ class Planner:
 
     def _behind(self, place: int) -> Sequence[Partition]:
         """Empty partitions at their end that hold back the watermark and lie too far behind `place`."""
-        read = [position.last_place for position in self._positions.values() if position.last_place != NEVER]
-        oldest = min(read, default=place)
+        places = [lane.position.last_place for lane in self._lanes.values()]
+        oldest = min((last for last in places if last != NEVER), default=place)
         found = []
-        for partition, lane in self._lanes.items():
-            position = self._positions[partition]
+        for (partition, lane), last_place in zip(self._lanes.items(), places, strict=True):
             may_idle = self._sides[partition.topic] is Side.FEATURES or self._config.labels_may_idle
-            if lane.queue or position.idle or not may_idle:
+            if lane.queue or lane.position.idle or not may_idle:
                 continue
-            last = oldest if position.last_place == NEVER else position.last_place
+            last = oldest if last_place == NEVER else last_place
             if place - last > self._config.idle_after:
                 found.append(partition)
         return found

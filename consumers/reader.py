@@ -4,18 +4,22 @@ It owns nothing that matters: whatever it holds can be fetched again. It ends wh
 
 Messages from the learner: ("free", partition index, slot) and ("bound", {partition: offset}).
 Messages to the learner: ("span", ...), ("end", partition index, monotonic time), ("done", partition index),
-("lag", records not yet cut) and ("failed", error).
+("lag", records not yet cut), ("hold", what is wrong outside, or nothing), ("added", partition, its first offset),
+("unreadable", partition, reason, whether it may pass) and ("failed", error).
 """
 
 from __future__ import annotations
 
 import gc
 import os
+import resource
 import signal
 import sys
 import time
+import traceback
+from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -24,13 +28,17 @@ from consumers.codecs import build_codec
 from consumers.config import FeaturesConfig, LabelRule, LabelsConfig, StreamConfig
 from consumers.cutter import SPAN_RAW_BYTES_MAX, Cut, Cutter
 from consumers.errors import DependencyError, EvertrainError, StreamError
-from consumers.kafka import Cluster, Fetcher
-from consumers.record import Partition, Side
+from consumers.kafka import CONSUMER_SETTINGS, Cluster, Fetcher, OffsetGoneError, UnreadableBatchError
+from consumers.record import Messages, Partition, Side
+from consumers.watch import TopicWatch
 
 FETCH_MESSAGES = 1000
 QUEUE_BYTES_MAX = 2 * SPAN_RAW_BYTES_MAX
 QUEUE_SPANS_MAX = 8
 END_PROOF_EVERY_S = 1.0
+HELD_FETCHES_MAX = 64
+PASSING, DIED = 0, 1
+"""Exit codes: the reader is to be started again at once, or something may be wrong with what it read."""
 GC_THRESHOLD = 100_000
 
 
@@ -39,6 +47,7 @@ class ReaderJob:
     """All a reader needs to know; the index of a partition is its place in `starts`."""
 
     settings: Mapping[str, Any]
+    topic_ids: Mapping[str, str]  # of the topics that are watched
     group: str
     starts: dict[Partition, int]
     bounds: dict[Partition, int]
@@ -49,6 +58,7 @@ class ReaderJob:
     stream: StreamConfig
     slot_bytes: int
     gaps_allowed: bool
+    careful: bool = False  # one batch at a time
 
     def cutters(self) -> list[Cutter]:
         """One per partition, in order of index."""
@@ -63,6 +73,11 @@ class ReaderJob:
             cutters.append(Cutter(partition, codecs[partition.topic], start, self.stream.span))
             cutters[-1].bound = self.bounds.get(partition)
         return cutters
+
+
+def careful(job: ReaderJob) -> ReaderJob:
+    """The same job one batch at a time, to get as far as can be: all before a batch that kills the reader."""
+    return replace(job, careful=True, topic_ids={})  # nothing read is held back until the topics were seen again
 
 
 class Reader:
@@ -80,13 +95,20 @@ class Reader:
         self._done: set[int] = set()
         self._waiting_since: dict[int, float] = {}  # part-filled spans at their partition's end
         self._cluster = Cluster(job.settings)
-        self._fetcher = Fetcher(job.settings, job.group, job.starts)
+        self._watch = TopicWatch(self._cluster, job.topic_ids, set(job.starts))
+        below = {p: start for p, start in job.starts.items() if start < job.bounds.get(p, start + 1)}
+        self._fetcher = Fetcher(job.settings, job.group, below, careful=job.careful)
+        self._held: deque[tuple[float, dict[Partition, Messages], dict[Partition, int]]] = deque()
+        self._announced: set[Partition] = set()
+        self._short: set[Partition] = set()  # whose end lay before what was read, when last asked
+        self._outage = self._hold = ""
         self._proved_at = 0.0
 
     def run(self) -> None:
-        """Runs until the learner closes the pipe."""
-        while self._listen():
+        """Runs until the learner closes the pipe, or until it has to be started again."""
+        while self._listen() and self._watch_topics():
             self._fetch()
+            self._release()
             for index in range(len(self._cutters)):
                 self._publish(index)
             self._balance()
@@ -109,17 +131,39 @@ class Reader:
             return False
         return True
 
+    def _watch_topics(self) -> bool:
+        """Tells the learner what is wrong and what is new. False once a topic is back: a new consumer is safer."""
+        was_missing = self._watch.missing
+        self._watch.poll(time.monotonic(), held=bool(self._held))
+        hold = self._watch.missing or self._outage
+        if hold != self._hold:
+            self._hold = hold
+            self._pipe.send(("hold", hold))
+        return bool(self._watch.missing) or not was_missing
+
     def _fetch(self) -> None:
-        fetched, ends = self._fetcher.fetch(FETCH_MESSAGES, 0.01)
-        now = time.monotonic()
-        for partition, messages in fetched.items():
-            cutter = self._cutters[self._index[partition]]
-            if not self._job.gaps_allowed:
-                _check_gap(cutter, messages.offsets)
-            cutter.extend(messages)
-        for partition, offset in ends.items():
-            self._cutters[self._index[partition]].ended(offset)
-            self._report_end(self._index[partition], now)
+        if len(self._held) >= HELD_FETCHES_MAX:
+            time.sleep(0.002)  # librdkafka's own queues are bounded, too
+            return
+        try:
+            fetched, ends = self._fetcher.fetch(FETCH_MESSAGES, 0.01)
+        except OffsetGoneError as error:
+            raise self._gone(self._cutters[self._index[error.partition]]) from None
+        if fetched or ends:
+            self._held.append((time.monotonic(), fetched, ends))
+
+    def _release(self) -> None:
+        """Takes what was fetched before the topics were last seen to be the same ones."""
+        while self._held and self._held[0][0] <= self._watch.confirmed_at:
+            fetched_at, fetched, ends = self._held.popleft()
+            for partition, messages in fetched.items():
+                cutter = self._cutters[self._index[partition]]
+                if not self._job.gaps_allowed:
+                    _check_gap(cutter, messages.offsets)
+                cutter.extend(messages)
+            for partition, offset in ends.items():
+                self._cutters[self._index[partition]].ended(offset)
+                self._report_end(self._index[partition], fetched_at)
 
     def _publish(self, index: int) -> None:
         """Cuts and sends spans of one partition while it has free slots."""
@@ -158,15 +202,49 @@ class Reader:
         now = time.monotonic()
         try:
             ends = self._cluster.ends([cutter.partition for cutter in self._cutters])
-        except DependencyError:
+            self._announce()
+        except DependencyError as error:
+            self._outage = str(error)
             return  # an outage proves nothing: ends that were believed lapse at the learner
-        lag = 0
+        self._outage, lag = "", 0
+        short = {cutter.partition for cutter in self._cutters if ends[cutter.partition] < cutter.expected}
+        if self._short & short and self._job.gaps_allowed:  # twice: a broker that has just started may be behind
+            raise self._gone(self._cutters[self._index[min(self._short & short)]])
+        self._short = short
         for index, cutter in enumerate(self._cutters):
             end = ends[cutter.partition]
             lag += max(0, end - cutter.next)
             if cutter.end is not None and cutter.end >= end:
                 self._report_end(index, now)
         self._pipe.send(("lag", lag))
+
+    def _announce(self) -> None:
+        """Tells the learner of partitions that the topics got, with their first offsets."""
+        new = sorted(self._watch.new - self._announced)
+        for partition, start in self._cluster.starts(new).items():
+            self._announced.add(partition)
+            self._pipe.send(("added", partition, start))
+
+    def _gone(self, cutter: Cutter) -> Exception:
+        """Why the next offset cannot be had: an error for the user, or UnexplainedError if it seems to be there."""
+        partition, expected = cutter.partition, cutter.expected
+        self._watch.check()
+        if self._watch.missing:
+            return UnexplainedError(f"{partition}@{expected}: {self._watch.missing}")
+        start, end = self._cluster.starts([partition])[partition], self._cluster.ends([partition])[partition]
+        if start > expected:
+            return StreamError(
+                f"{partition}@{expected}: records that were not learned are gone: retention or an operator moved the "
+                f"log's start to {start}. Restore them, or start a new lineage under another job.name and "
+                "job.state_dir; a longer retention.ms prevents it"
+            )
+        if end < expected:
+            return StreamError(
+                f"{partition}@{expected}: the log ends at {end}, before the next record to learn: it was truncated "
+                "(an unclean leader election, or a broker restored from a copy), and what was learned past its end is "
+                "no longer in Kafka. Start a new lineage under another job.name and job.state_dir"
+            )
+        return UnexplainedError(f"{partition}@{expected}: Kafka refused an offset between {start} and {end}")
 
     def _balance(self) -> None:
         """Pauses partitions whose queue is full and resumes them at half."""
@@ -179,6 +257,22 @@ class Reader:
             elif index not in self._paused and fill >= 1:
                 self._paused.add(index)
                 self._fetcher.pause([cutter.partition])
+
+
+class UnexplainedError(Exception):
+    """Something that a new reader may get over."""
+
+
+def _limit_memory(job: ReaderJob) -> None:
+    """Lets allocations fail beyond what the job allows: a decompression bomb kills this process and no other.
+
+    The limit is over what is mapped now. It counts private memory, thread stacks included, but not the arena.
+    """
+    queues = 2 * QUEUE_BYTES_MAX + int(CONSUMER_SETTINGS["queued.max.messages.kbytes"]) * 1024
+    with open("/proc/self/statm") as statm:
+        mapped = int(statm.read().split()[5]) * resource.getpagesize()
+    limit = mapped + job.stream.reader_memory + queues * len(job.starts)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 def _check_gap(cutter: Cutter, offsets: list[int]) -> None:
@@ -194,18 +288,35 @@ def main() -> None:
     """Runs a reader over the two inherited descriptors."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    pipe = Connection(int(sys.argv[1]))
+    code = DIED
+    try:
+        code = _serve(Connection(int(sys.argv[1])), int(sys.argv[2]))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass  # the learner has closed the pipe
+    except BaseException:
+        traceback.print_exc()
+    os._exit(code)  # librdkafka's close could wait for a broker that is gone
+
+
+def _serve(pipe: Connection, memory: int) -> int:
+    """Runs the job that comes through the pipe; returns the exit code."""
     job: ReaderJob = pipe.recv()
     slots = job.stream.slots * len(job.starts)
     gc.freeze()  # what is here stays; what comes is documents, which hold no cycles
     gc.set_threshold(GC_THRESHOLD)
+    arena = Arena(memory, slots, job.slot_bytes)
+    _limit_memory(job)
     try:
-        Reader(pipe, Arena(int(sys.argv[2]), slots, job.slot_bytes), job).run()
-    except (BrokenPipeError, ConnectionResetError):
-        pass
+        Reader(pipe, arena, job).run()
+    except UnreadableBatchError as error:
+        pipe.send(("unreadable", error.partition, error.reason, error.may_pass))
+        return DIED
+    except (UnexplainedError, DependencyError) as error:
+        print(f"evertrain: a reader starts again: {error}", file=sys.stderr)
+        return DIED
     except EvertrainError as error:
         pipe.send(("failed", error))
-    os._exit(0)  # librdkafka's close could wait for a broker that is gone
+    return PASSING
 
 
 if __name__ == "__main__":

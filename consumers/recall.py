@@ -8,7 +8,7 @@ from typing import Self
 
 from consumers.cutter import SPAN_RAW_BYTES_MAX, span_of
 from consumers.errors import DependencyError, StreamError
-from consumers.kafka import Fetcher
+from consumers.kafka import Fetcher, UnreadableBatchError
 from consumers.reader import ReaderJob
 from consumers.record import Partition, Span
 
@@ -18,12 +18,17 @@ QUEUE_BYTES_MAX = 2 * SPAN_RAW_BYTES_MAX
 
 
 class Recall:
-    """Reads partitions again from `job.starts` on, in this process, in whatever order spans are asked for."""
+    """Reads partitions again from `job.starts` on, in this process, in whatever order spans are asked for.
 
-    def __init__(self, job: ReaderJob) -> None:
+    `careful` fetches one record batch at a time: for partitions in which some batch was lost.
+    """
+
+    def __init__(self, job: ReaderJob, *, careful: bool = False) -> None:
+        self._job = job
+        self._careful = careful
         self._cutters = {cutter.partition: cutter for cutter in job.cutters()}
-        self._fetcher = Fetcher(job.settings, job.group, job.starts)
-        self._paused: set[Partition] = set()
+        self._unreadable: dict[Partition, str] = {}
+        self._fetcher = self._fetch_from_here()
 
     def __enter__(self) -> Self:
         return self
@@ -41,14 +46,34 @@ class Recall:
             raise StreamError(f"{partition}@{start}: the ledger's span before it ends at {cutter.next}")
         deadline = time.monotonic() + PATIENCE_S
         while cutter.expected < stop and (cutter.end is None or cutter.end < stop):
+            if partition in self._unreadable:
+                raise StreamError(f"{partition}@{cutter.expected}: unreadable now ({self._unreadable[partition]})")
             if self._fetch():
                 deadline = time.monotonic() + PATIENCE_S
             elif time.monotonic() > deadline:
                 raise DependencyError(f"{partition}@{cutter.expected}: no answer within {PATIENCE_S:.0f} s; try again")
         return span_of(partition, cutter.cut_to(stop))
 
+    def skip(self, partition: Partition, stop: int) -> None:
+        """Leaves out the offsets before `stop`, which were lost: no reader survived them."""
+        self._cutters[partition].skip_to(stop)
+        self._unreadable.pop(partition, None)
+        self._fetcher.close()
+        self._fetcher = self._fetch_from_here()
+
+    def _fetch_from_here(self) -> Fetcher:
+        self._paused: set[Partition] = set()
+        starts = {p: cutter.expected for p, cutter in self._cutters.items() if p not in self._unreadable}
+        return Fetcher(self._job.settings, self._job.group, starts, careful=self._careful)
+
     def _fetch(self) -> bool:
-        fetched, ends = self._fetcher.fetch(FETCH_MESSAGES, 0.2)
+        try:
+            fetched, ends = self._fetcher.fetch(FETCH_MESSAGES, 0.2)
+        except UnreadableBatchError as error:  # the ledger may know, and skip it
+            self._unreadable[error.partition] = str(error)
+            self._fetcher.close()
+            self._fetcher = self._fetch_from_here()
+            return True
         for partition, messages in fetched.items():
             self._cutters[partition].extend(messages)
         for partition, offset in ends.items():

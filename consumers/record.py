@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
+from statistics import median_low
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -174,6 +175,25 @@ class Membership:
 
 
 @dataclass(frozen=True, slots=True)
+class Added:
+    """A topic got a partition: it is read from its beginning."""
+
+    partition: Partition
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A record batch that no reader survives, offsets `[start, stop)`: it counts as one reject of its partition."""
+
+    partition: Partition
+    start: int
+    stop: int
+    place: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Command:
     """Something that a clock or an operator decided: `register`, or `accept_bad` with a number of records."""
 
@@ -183,9 +203,13 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Nothing to apply just now, and why. No entry: it only lets the loop look at its cadences."""
+    """Nothing to apply just now, and why. No entry: it only lets the loop look at its cadences.
+
+    `hold` says what has to be mended outside before it can go on; empty where the stream is merely awaited.
+    """
 
     reason: str = ""
+    hold: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,18 +217,44 @@ class CaughtUp:
     """A bounded source has delivered everything up to its bounds."""
 
 
-Entry: TypeAlias = Span | Tick | Membership | Command
+Entry: TypeAlias = Span | Lost | Tick | Membership | Added | Command
 """What the learner applies, in order."""
 
 NEVER = -(2**62)
 """An event time before every other: a partition that was never read."""
 
+RECENT_EVENTS = 15
+RECENT_PLACES = 3
+
 
 @dataclass(slots=True)
 class Position:
-    """Where the learner stands in one partition: part of S."""
+    """Where the learner stands in one partition: part of S.
+
+    Medians over the newest events and spans keep a few records with a wild clock from moving anything, however the
+    stream falls into spans. A single event proves nothing: `reached` needs two.
+    """
 
     next: int
-    reached: int = NEVER  # newest event time applied
-    last_place: int = NEVER  # place of the last span applied
+    reached: int = NEVER  # event time: the newest that the median of `recent` has had
+    recent: list[int] = field(default_factory=list)  # event times of the newest events, oldest first
+    places: list[int] = field(default_factory=list)  # of the newest spans, oldest first
     idle: bool = False
+
+    @property
+    def last_place(self) -> int:
+        """Where the partition stands in the order; NEVER before its first span."""
+        return median_low(self.places) if self.places else NEVER
+
+    def place_after(self, place: int) -> int:
+        """`last_place` as it will be after a span at `place`."""
+        return median_low([*self.places, place][-RECENT_PLACES:])
+
+    def take(self, span: Span) -> None:
+        """Moves past a span."""
+        self.next = span.stop
+        self.places = [*self.places, span.place][-RECENT_PLACES:]
+        if len(span.events):
+            self.recent = [*self.recent, *span.events.event_time_N[-RECENT_EVENTS:].tolist()][-RECENT_EVENTS:]
+            if len(self.recent) > 1:
+                self.reached = max(self.reached, median_low(self.recent))

@@ -1,37 +1,25 @@
-"""The Source seam, and the source that reads Kafka through a reader process."""
+"""The Source seam, and the source that reads Kafka through reader processes."""
 
 from __future__ import annotations
 
-import socket
-import subprocess
-import sys
+import logging
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
-from multiprocessing.connection import Connection
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from consumers.arena import Arena
-from consumers.cutter import Cut, slot_bytes, span_of
+from consumers.cutter import slot_bytes
 from consumers.errors import DependencyError, StreamError
 from consumers.planner import Planner
-from consumers.reader import ReaderJob
-from consumers.record import (
-    REJECTS,
-    CaughtUp,
-    Command,
-    Entry,
-    Partition,
-    Position,
-    Side,
-    Span,
-    Wait,
-    event_schema,
-)
+from consumers.poison import Search, UndecidedError
+from consumers.reader import ReaderJob, careful
+from consumers.record import CaughtUp, Command, Entry, Lost, Partition, Position, Span, Wait
+from consumers.supervisor import Feed
 
-END_BELIEVED_S = 3.0
 RESTARTS_MAX = 5
+
+log = logging.getLogger("evertrain")
 
 
 class Source(Protocol):
@@ -44,17 +32,26 @@ class Source(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Death:
+    """How a session's reader ended; `cause` is empty if it only wants to be started again."""
+
+    cause: str
+    lived_s: float
+    unreadable: tuple[Partition, str, bool] | None
+
+
 class KafkaSource:
     """One reader process, started again at the learner's position when it dies.
 
     `reader_job` gives the job of a reader that starts at given positions within given bounds;
-    `current_ends` the bounds for `finish`; `commands` is polled between spans; `last` is the last entry at the bounds.
+    `ends` the present ends of partitions; `commands` is polled between spans; `last` is the last entry at the bounds.
     """
 
     def __init__(
         self,
         reader_job: Callable[[dict[Partition, int], dict[Partition, int]], ReaderJob],
-        current_ends: Callable[[], dict[Partition, int]],
+        ends: Callable[[Iterable[Partition]], dict[Partition, int]],
         *,
         batch_wait_ms: int,
         bounds: dict[Partition, int] | None,
@@ -63,50 +60,51 @@ class KafkaSource:
     ) -> None:
         self.lag: int | None = None
         self._reader_job = reader_job
-        self._current_ends = current_ends
+        self._ends = ends
         self._batch_wait_ms = batch_wait_ms
         self._bounds = bounds or {}
         self._commands = commands
         self._last = last
         self._finish_requested = False
-        self._process: subprocess.Popen[bytes] | None = None
+        self._main: Feed | None = None
+        self._carriers: dict[Partition, Feed] = {}
+        self._lost: dict[Partition, Lost] = {}  # batches ahead that no reader survives
         self._restarts = 0
         self._restarted_at: dict[Partition, int] = {}
 
     @property
     def reader_pid(self) -> int | None:
         """The reader process, for status and tests."""
-        return self._process.pid if self._process else None
+        return self._main.process.pid if self._main else None
 
     def finish(self) -> None:
         """Makes the ends of this moment the bounds: the source ends when they are reached. Signal-safe."""
         self._finish_requested = True
 
     def entries(self, positions: Mapping[Partition, Position]) -> Iterator[Entry | Wait]:
-        while not (yield from self._session(positions)):
-            self._count_restart({p: position.next for p, position in positions.items()})
+        while death := (yield from self._session(positions)):
+            yield from self._recover(death, {p: position.next for p, position in positions.items()})
 
     def close(self) -> None:
-        if self._process is not None:
-            self._pipe.close()  # a reader ends when its pipe does
-            try:
-                self._process.wait(2)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-            self._process = None
+        for feed in self._feeds():
+            feed.process.close()
+        self._main, self._carriers = None, {}
 
-    def _session(self, positions: Mapping[Partition, Position]) -> Generator[Entry | Wait, None, bool]:
-        """The life of one reader. Returns True at the bounds and False if the reader died."""
-        job = self._start({p: position.next for p, position in positions.items()})
-        planner = Planner(positions, job.sides, job.stream, self._batch_wait_ms)
-        slots: dict[Partition, deque[int]] = {p: deque() for p in positions}
-        inbox = _Inbox(job, self._arena, planner, slots)
+    def _feeds(self) -> list[Feed]:
+        return [*self._carriers.values(), *([self._main] if self._main else [])]
+
+    def _session(self, positions: Mapping[Partition, Position]) -> Generator[Entry | Wait, None, _Death | None]:
+        """The life of one reader. Returns None at the bounds, else how it ended."""
+        started_at = time.monotonic()
+        planner, main = self._start(positions)
         while True:
-            self._send_finish()
-            if not inbox.receive(self._pipe, 0):
-                return False
-            self.lag = inbox.lag
+            self._send_finish(main, positions)
+            if not self._receive(main, planner, 0):
+                return self._bury(main, started_at)
+            if main.added and not self._bounds:
+                yield from main.added
+                return _Death("", 0, None)  # a new reader reads them, too
+            self.lag = main.lag
             command = self._commands()
             if command is not None:
                 yield command
@@ -117,105 +115,93 @@ class KafkaSource:
                 self.close()
                 if self._last is not None:
                     yield self._last
-                return True
-            yield entry
-            if isinstance(entry, Span):
+                return None
+            yield replace(entry, hold=main.hold) if isinstance(entry, Wait) else entry
+            if isinstance(entry, Span | Lost):
                 planner.taken(entry)
-                index = inbox.index[entry.partition]
-                self._tell(("free", index, slots[entry.partition].popleft()))
-            elif isinstance(entry, Wait) and not inbox.receive(self._pipe, 0.02):
-                return False
+                for feed in self._feeds():
+                    feed.taken(entry)
+            elif isinstance(entry, Wait) and not self._receive(main, planner, 0.02):
+                return self._bury(main, started_at)
 
-    def _start(self, starts: dict[Partition, int]) -> ReaderJob:
+    def _start(self, positions: Mapping[Partition, Position]) -> tuple[Planner, Feed]:
+        """Readers of everything ahead: the main one, and one of its own for what lies before a lost batch."""
         self.close()
-        job = self._reader_job(starts, self._bounds)
-        self._arena = Arena.create(job.stream.slots * len(starts), job.slot_bytes)
-        ours, theirs = socket.socketpair()
-        self._pipe = Connection(ours.detach())
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "consumers.reader", str(theirs.fileno()), str(self._arena.descriptor)],
-            pass_fds=[theirs.fileno(), self._arena.descriptor],
-            stdin=subprocess.DEVNULL,
-        )
-        theirs.close()
-        self._arena.close()
-        self._tell(job)
-        return job
+        starts = {p: position.next for p, position in positions.items()}
+        ahead = {p: lost for p, lost in self._lost.items() if starts[p] < lost.stop}
+        job = self._reader_job(starts | {p: lost.stop for p, lost in ahead.items()}, self._bounds)
+        planner = Planner(positions, job.sides, job.stream, self._batch_wait_ms)
+        self._main = Feed(job, planner)
+        for partition, lost in ahead.items():
+            planner.offer(lost)
+            if starts[partition] < lost.start:
+                self._carriers[partition] = self._carrier(partition, starts[partition], planner)
+        return planner, self._main
 
-    def _tell(self, message: object) -> None:
-        with suppress(BrokenPipeError, ConnectionResetError):  # the reader died: the next receive notices
-            self._pipe.send(message)
+    def _carrier(self, partition: Partition, start: int, planner: Planner) -> Feed:
+        """A reader of what lies before a lost batch, which kills it in the end."""
+        job = self._reader_job({partition: start}, {partition: self._lost[partition].start})
+        return Feed(careful(job), planner, partial=True)
 
-    def _send_finish(self) -> None:
+    def _receive(self, main: Feed, planner: Planner, timeout_s: float) -> bool:
+        """Takes what the readers have to say. False if one of them is gone and cannot simply go on."""
+        for partition, carrier in list(self._carriers.items()):
+            if not carrier.receive(0) and carrier.reached[partition] < self._lost[partition].start:
+                if carrier.reached == carrier.job.starts:
+                    return False
+                carrier.process.close()
+                self._carriers[partition] = self._carrier(partition, carrier.reached[partition], planner)
+        return main.receive(timeout_s)
+
+    def _send_finish(self, main: Feed, positions: Mapping[Partition, Position]) -> None:
         if self._finish_requested and not self._bounds:
             with suppress(DependencyError):  # asked again until Kafka answers
-                self._bounds = self._current_ends()
-                self._tell(("bound", self._bounds))
+                self._bounds = self._ends(positions)
+                main.process.tell(("bound", self._bounds))
 
-    def _count_restart(self, positions: dict[Partition, int]) -> None:
-        """Counts deaths at one position: past RESTARTS_MAX something there kills every reader."""
-        status = self._process.wait() if self._process else None
+    def _bury(self, main: Feed, started_at: float) -> _Death:
+        lived_s = time.monotonic() - started_at
+        cause = "" if main.unreadable else main.process.death()
+        return _Death(cause, lived_s, main.unreadable)
+
+    def _is_past_bound(self, lost: Lost) -> bool:
+        return lost.start >= self._bounds.get(lost.partition, lost.stop)
+
+    def _recover(self, death: _Death, positions: dict[Partition, int]) -> Iterator[Wait]:
+        """Waits a little; after RESTARTS_MAX deaths at one position, looks for what kills every reader there.
+
+        Raises StreamError if it is not one record batch.
+        """
+        if not death.cause and death.unreadable is None:
+            return
         if positions != self._restarted_at:
             self._restarts, self._restarted_at = 0, positions
         self._restarts += 1
-        if self._restarts > RESTARTS_MAX:
-            where = ", ".join(f"{p}@{offset}" for p, offset in positions.items())
-            raise StreamError(
-                f"the reader died {RESTARTS_MAX} times (exit status {status}) at one position: {where}. "
-                "One of the next records kills it; look at them with Kafka's tools"
-            )
-        time.sleep(min(0.1 * 2**self._restarts, 2))
-
-
-class _Inbox:
-    """Takes a reader's messages to the planner."""
-
-    def __init__(self, job: ReaderJob, arena: Arena, planner: Planner, slots: dict[Partition, deque[int]]) -> None:
-        self.lag: int | None = None
-        self._partitions = list(job.starts)
-        self.index = {partition: index for index, partition in enumerate(self._partitions)}
-        self._arena = arena
-        self._planner = planner
-        self._slots = slots
-        self._schemas = {
-            Side.FEATURES: [
-                event_schema(job.features.columns, labelled=job.features.label is not None),
-                REJECTS,
-            ],
-            Side.LABELS: [event_schema(0, labelled=True), REJECTS],
-        }
-        self._sides = job.sides
-
-    def receive(self, pipe: Connection, timeout_s: float) -> bool:
-        """Takes all that is there, waiting for the first message. False if the reader is gone."""
+        suspects, cause, may_pass = positions, death.cause, True
+        if death.unreadable is not None:
+            partition, cause, may_pass = death.unreadable
+            suspects = {partition: positions[partition]}
+        if self._restarts <= RESTARTS_MAX and may_pass:
+            log.warning("a reader died (%s); another one starts at the learner's positions", cause)
+            time.sleep(min(0.1 * 2**self._restarts, 2))
+            return
+        self.close()
         try:
-            while pipe.poll(timeout_s):
-                self._take(*pipe.recv())
-                timeout_s = 0
-        except (EOFError, ConnectionResetError):
-            return False
-        return True
-
-    def _take(self, kind: str, *rest: Any) -> None:
-        if kind == "span":
-            self._offer(*rest)
-        elif kind == "end":
-            self._planner.ended(self._partitions[rest[0]], rest[1] + END_BELIEVED_S)
-        elif kind == "done":
-            self._planner.done(self._partitions[rest[0]])
-        elif kind == "lag":
-            self.lag = rest[0]
-        else:
-            raise rest[0]
-
-    def _offer(
-        self, index: int, slot: int, lengths: list[int], start: int, stop: int, place: int, messages: int
-    ) -> None:
-        partition = self._partitions[index]
-        schemas = self._schemas[self._sides[partition.topic]]
-        events, rejects = self._arena.read(slot, lengths, schemas)
-        self._slots[partition].append(slot)
-        self._planner.offer(span_of(partition, Cut(start, stop, place, messages, events, rejects)))
+            lost = yield from Search(self._reader_job, self._ends, death.lived_s).find(suspects)
+        except DependencyError as error:
+            log.warning("%s", error)
+            return
+        except UndecidedError:
+            lost = None
+        if lost is None or lost == self._lost.get(lost.partition) or self._is_past_bound(lost):
+            where = ", ".join(f"{p}@{offset}" for p, offset in suspects.items())
+            raise StreamError(
+                f"the reader died {self._restarts} times ({cause}) at one position: {where}. No single record batch "
+                "is to blame; give the machine, or stream.reader_memory, more memory, or look at the records with "
+                "Kafka's tools"
+            )
+        log.error("%s@%d: lost %d offsets: %s", lost.partition, lost.start, lost.stop - lost.start, lost.reason)
+        self._lost[lost.partition], self._restarts = lost, 0
 
 
 def make_reader_job(starts: dict[Partition, int], bounds: dict[Partition, int], **settings: Any) -> ReaderJob:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from consumers.errors import ConfigError, DependencyError, EvertrainError
-from consumers.kafka import Cluster
+from consumers.kafka import Cluster, Topic
 from consumers.recall import Recall
 from consumers.record import Partition
 from consumers.source import make_reader_job
-from pipeline.config import JobConfig, label_rule
-from pipeline.run import sides
+from pipeline.config import JobConfig
+from pipeline.run import reader_settings
 from pipeline.store import LocalStore, Manifest
 from pipeline.verify import Segment, UnverifiableError, Verdict, find_segment, foreign, rebuild
 
@@ -91,7 +91,9 @@ def verify(job: JobConfig, target: Target, tell: Callable[[str], None]) -> Verdi
         f"{target.name}: snapshot {target.sequence}, from anchor {segment.anchor['sequence']} "
         f"({segment.anchor['rows_trained']:,} rows), through {len(segment.lines):,} lines of the ledger"
     )
-    with Recall(make_reader_job(_check_input(job, segment), {}, **_reader_settings(then))) as spans:
+    starts, topics = _check_input(job, segment)
+    reader_job = make_reader_job(starts, {}, **reader_settings(then, topics, f"evertrain-verify-{job.job.name}"))
+    with Recall(reader_job, careful=any(line[0] == "lost" for line in segment.lines)) as spans:
         try:
             verdict = rebuild(store, segment, then, spans)
         except EvertrainError as error:
@@ -117,32 +119,22 @@ def only_in(a: Ranges, b: Ranges) -> dict[Partition, list[tuple[int, int]]]:
     return found
 
 
-def _check_input(job: JobConfig, segment: Segment) -> dict[Partition, int]:
+def _check_input(job: JobConfig, segment: Segment) -> tuple[dict[Partition, int], list[Topic]]:
     """Where reading begins in each partition. Raises UnverifiableError if Kafka has it no more."""
     cluster = Cluster(job.kafka)
     ids = {line["topic"]: line["topic_id"] for line in segment.anchor["cursor"]}
-    for name, then in ids.items():
-        if (now := cluster.topic(name).id) != then:
-            raise UnverifiableError(f"topic {name!r} was deleted and created again (id {then} became {now})")
+    topics = [cluster.topic(name) for name in ids]
+    for topic in topics:
+        if topic.id != ids[topic.name]:
+            raise UnverifiableError(
+                f"topic {topic.name!r} was deleted and created again (id {ids[topic.name]} became {topic.id})"
+            )
     ranges = segment.ranges()
     for partition, first in cluster.starts(list(ranges)).items():
         start, _ = ranges[partition]
         if first > start:
             raise UnverifiableError(f"{partition}@{start}: Kafka has deleted records up to {first}: the input expired")
-    return {partition: start for partition, (start, _) in ranges.items()}
-
-
-def _reader_settings(job: JobConfig) -> dict[str, object]:
-    return {
-        "settings": job.kafka,
-        "group": f"evertrain-verify-{job.job.name}",
-        "sides": {config.topic: side for side, config in sides(job)},
-        "features": job.features,
-        "labels": job.labels,
-        "label": label_rule(job.learner),
-        "stream": job.stream,
-        "gaps_allowed": True,
-    }
+    return {partition: start for partition, (start, _) in ranges.items()}, topics
 
 
 def _snapshot(job: JobConfig, name: str) -> Target:

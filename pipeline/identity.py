@@ -20,7 +20,7 @@ _FREE = {
     "kafka": {"*"},
     "features": {"start"},
     "labels": {"start"},
-    "stream": {"slots", "linger", "idle_after", "labels_may_idle"},  # what they decide is in the ledger
+    "stream": {"slots", "reader_memory", "linger", "idle_after", "labels_may_idle"},  # the ledger has what they decide
     "learner": {"device", "threads", "batch_wait"},  # the first two belong to the environment
     "monitor": {"every"},
     "snapshot": {"*"},

@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 from consumers.config import TopicConfig
 from consumers.errors import ConfigError, SnapshotError, StreamError
 from consumers.kafka import Cluster, Topic, group_id
-from consumers.record import Command, Entry, Partition, Side, Wait
+from consumers.record import Added, Command, Entry, Partition, Side, Wait
 from consumers.source import KafkaSource, make_reader_job
+from consumers.watch import recreated
 from pipeline.cadence import Commands, SnapshotCadence
 from pipeline.config import JobConfig, label_rule
 from pipeline.fence import hold
@@ -56,7 +58,8 @@ class Run:
         """Once a second: a report, and a look at what is outside. Holds while too much is not released."""
         if not self.status.seen(entry):
             return
-        self.report("training")
+        hold = entry.hold if isinstance(entry, Wait) else ""
+        self.report("holding" if hold else "training", hold or None)
         if self.releaser.refusal:
             raise SnapshotError(self.releaser.refusal)
         limit = self.job.snapshot.owed_max
@@ -127,9 +130,11 @@ def open_run(job: JobConfig, bounds: Bounds, start: Start, stop: Event) -> Itera
         if manifest is None:
             state = _begin(job, snapshots, cluster, topics, bounds, start)
         else:
-            _check_topics(manifest, cluster.id(), topics)
+            new = _check_topics(manifest, cluster.id(), topics)
             state = _resume(job, snapshots, manifest, start)
-        source = _source(job, cluster, list(state.positions), bounds, start)
+            if not bounds.stops:  # a replay reads what it was told
+                _add(state, new, cluster)
+        source = _source(job, cluster, topics, state, bounds, start)
         status = StatusFile(state_dir / "status.json", job.job.name)
         cadence = SnapshotCadence(job.snapshot.every, time.monotonic, state.trained)
         run = Run(job, state, source, snapshots, cadence, releaser, status, stop)
@@ -189,25 +194,17 @@ def _resume(job: JobConfig, snapshots: Snapshots, manifest: Manifest, start: Sta
 def _source(
     job: JobConfig,
     cluster: Cluster,
-    partitions: list[Partition],
+    topics: list[Topic],
+    state: State,
     bounds: Bounds,
     start: Start,
 ) -> KafkaSource:
-    settings = {
-        "settings": job.kafka,
-        "group": group_id(job.job.name, job.kafka),
-        "sides": {config.topic: side for side, config in sides(job)},
-        "features": job.features,
-        "labels": job.labels,
-        "label": label_rule(job.learner),
-        "stream": job.stream,
-        "gaps_allowed": not cluster.is_mock,
-    }
-    stops = bounds.stops or (cluster.ends(partitions) if start.until_caught_up else {})
+    settings = reader_settings(job, topics, group_id(job.job.name, job.kafka), gaps_allowed=not cluster.is_mock)
+    stops = bounds.stops or (cluster.ends(list(state.positions)) if start.until_caught_up else {})
     first = [Command("accept_bad", start.accept_bad)] if start.accept_bad else []
     return KafkaSource(
         lambda starts, bounds: make_reader_job(starts, bounds, **settings),
-        lambda: cluster.ends(partitions),
+        lambda partitions: cluster.ends(list(partitions)),
         batch_wait_ms=job.learner.batch_wait,
         bounds=stops,
         commands=Commands(job.registry.register_every, time.monotonic, first).poll,
@@ -215,22 +212,43 @@ def _source(
     )
 
 
-def sides(job: JobConfig) -> list[tuple[Side, TopicConfig]]:
-    """The topics that the job reads, and what each feeds."""
+def reader_settings(job: JobConfig, topics: list[Topic], group: str, *, gaps_allowed: bool = True) -> dict[str, Any]:
+    """What `make_reader_job` needs beside offsets."""
+    return {
+        "settings": job.kafka,
+        "topic_ids": {topic.name: topic.id for topic in topics},
+        "group": group,
+        "sides": {config.topic: side for side, config in _sides(job)},
+        "features": job.features,
+        "labels": job.labels,
+        "label": label_rule(job.learner),
+        "stream": job.stream,
+        "gaps_allowed": gaps_allowed,
+    }
+
+
+def _sides(job: JobConfig) -> list[tuple[Side, TopicConfig]]:
     sides: list[tuple[Side, TopicConfig]] = [(Side.FEATURES, job.features)]
     return sides + ([(Side.LABELS, job.labels)] if job.labels else [])
 
 
 def _starts(job: JobConfig, cluster: Cluster, topics: list[Topic]) -> dict[Partition, int]:
     starts: dict[Partition, int] = {}
-    for (_, config), topic in zip(sides(job), topics, strict=True):
+    for (_, config), topic in zip(_sides(job), topics, strict=True):
         found = cluster.resolve(topic.partitions, config.start)
         starts |= {partition: found[partition] for partition in topic.partitions}
     return starts
 
 
-def _check_topics(manifest: Manifest, cluster_id: str, topics: list[Topic]) -> None:
-    """Raises StreamError if the topics are not the ones that the snapshot was made of."""
+def _add(state: State, partitions: list[Partition], cluster: Cluster) -> None:
+    """Adds partitions that the topics got while no trainer ran, from their beginning."""
+    for partition, start in cluster.starts(partitions).items():
+        list(state.apply(Added(partition, start)))
+        log.info("%s is new: read from offset %d on", partition, start)
+
+
+def _check_topics(manifest: Manifest, cluster_id: str, topics: list[Topic]) -> list[Partition]:
+    """The partitions that the topics got since. Raises StreamError if the topics are not those of the snapshot."""
     advice = "start a new lineage under another job.name and job.state_dir"
     saved_cluster, mock = manifest["cluster_id"], all(not topic.id for topic in topics)
     if cluster_id != saved_cluster and not mock:
@@ -238,14 +256,14 @@ def _check_topics(manifest: Manifest, cluster_id: str, topics: list[Topic]) -> N
             f"Kafka's cluster id is {cluster_id}, but the snapshot was made with {saved_cluster}; {advice}"
         )
     saved = {(line["topic"], line["partition"]): line["topic_id"] for line in manifest["cursor"]}
+    new = []
     for topic in topics:
         for partition in topic.partitions:
             then = saved.pop((partition.topic, partition.number), None)
             if then is None:
-                raise StreamError(f"{partition} is not in the snapshot: the topic got partitions since; {advice}")
-            if then != topic.id:
-                raise StreamError(
-                    f"topic {topic.name!r} was deleted and created again (id {then} became {topic.id}); {advice}"
-                )
+                new.append(partition)
+            elif then != topic.id:
+                raise recreated(topic.name, then, topic.id)
     if saved:
         raise StreamError(f"partitions {sorted(saved)} of the snapshot are gone from Kafka; {advice}")
+    return new

@@ -9,10 +9,24 @@ import numpy as np
 import pyarrow as pa
 
 from consumers.batch import Batch, Batcher
-from consumers.cutter import PLACE_RECORDS
 from consumers.errors import BalanceError, TooMuchBadInput
 from consumers.join import Join, Outcome
-from consumers.record import NEVER, Command, Entry, Int64s, Membership, Partition, Position, Side, Span, Tick
+from consumers.record import (
+    NEVER,
+    REJECTS,
+    Added,
+    Command,
+    Entry,
+    Events,
+    Lost,
+    Membership,
+    Partition,
+    Position,
+    Side,
+    Span,
+    Tick,
+    event_schema,
+)
 from pipeline.config import Cadence, DeadLettersConfig, JobConfig
 from pipeline.identity import recorded
 from pipeline.monitor import Monitor
@@ -25,7 +39,8 @@ if TYPE_CHECKING:  # S works with every learner; only the real one needs torch
 class State:
     """The cursor, the join, the open batch, the learner, the monitor and the counts.
 
-    Partitions count by their place in `positions`. `room` is as in `Join`.
+    Partitions count by their index in `positions`: at first in the order of topic rank and number, and those that a
+    topic got later at the end, in the order in which they were added. `room` is as in `Join`.
     """
 
     def __init__(
@@ -65,6 +80,10 @@ class State:
             self.bad_input.check(entry)
             self.ledger.append(["span", self._index[entry.partition], entry.start, entry.stop])
             yield from self._apply_span(entry)
+        elif isinstance(entry, Lost):
+            yield from self._apply_lost(entry)
+        elif isinstance(entry, Added):
+            self._add_partition(entry)
         elif isinstance(entry, Tick):
             if self.batcher.filled:
                 self.ledger.append(["tick"])
@@ -90,12 +109,28 @@ class State:
         if side is Side.LABELS and len(examples):
             self.label_delay_ms = float(events.event_time_N.mean() - examples.event_time_N.mean())
 
-        position = self.positions[span.partition]
-        position.next, position.last_place = span.stop, span.place
-        if len(events):
-            position.reached = max(position.reached, newest_time(events.event_time_N))
+        self.positions[span.partition].take(span)
         yield from self.batcher.add(examples)
         yield from self._advance()
+
+    def _apply_lost(self, lost: Lost) -> Iterator[Batch]:
+        """Applies a batch that no reader survives as a span without events, with one reject that stands for it."""
+        index, side = self._index[lost.partition], self._sides[lost.partition.topic]
+        columns = self.job.features.columns if side is Side.FEATURES else 0
+        span = lost_span(lost, event_schema(columns, labelled=not columns or self.job.labels is None))
+        self.bad_input.check(span)
+        self.ledger.append(["lost", index, lost.start, lost.stop, lost.place, lost.reason])
+        yield from self._apply_span(span)
+
+    def _add_partition(self, added: Added) -> None:
+        """A partition more, at the end of every count."""
+        self.ledger.append(["added", added.partition.topic, added.partition.number, added.start])
+        self._index[added.partition] = len(self.positions)
+        self.positions[added.partition] = Position(added.start)
+        self.join.add_partition()
+        self.read_P, self.rejected_P, self.skipped_P = (
+            np.append(counts_P, 0) for counts_P in (self.read_P, self.rejected_P, self.skipped_P)
+        )
 
     def _advance(self) -> Iterator[Batch]:
         yield from self.batcher.add(self.join.advance(self.watermark))
@@ -154,8 +189,8 @@ class State:
 
     @property
     def time_ms(self) -> int:
-        """The stream's time: the newest place applied."""
-        return max(0, *(position.last_place for position in self.positions.values()))
+        """The stream's time: the newest event time that a partition has reached."""
+        return max(0, *(position.reached for position in self.positions.values()))
 
     def counts(self) -> dict[str, Any]:
         """All counts, per partition and in total (JSON)."""
@@ -230,10 +265,19 @@ class BadInput:
         self.recent = recent if found else []
 
 
-def newest_time(times_N: Int64s) -> int:
-    """The event time that a span reaches: its eighth-newest (the middle of fewer): a wild stamp moves nothing."""
-    rank = min(PLACE_RECORDS // 2 + 1, (len(times_N) + 1) // 2)
-    return int(np.partition(times_N, -rank)[-rank])
+def lost_span(lost: Lost, schema: pa.Schema) -> Span:
+    """The span that stands for a lost batch: no events of `schema`, and one reject without key and value."""
+    reject = {"offset": lost.start, "row": 0, "timestamp": max(lost.place, 0), "reason": lost.reason, "value_bytes": 0}
+    return Span(
+        lost.partition,
+        lost.start,
+        lost.stop,
+        lost.place,
+        messages=1,
+        events=Events.from_arrow(pa.RecordBatch.from_pylist([], schema)),
+        rejects=pa.RecordBatch.from_pylist([reject], REJECTS),
+        skipped=lost.stop - lost.start - 1,
+    )
 
 
 def crossed(cadence: Cadence, before: int, after: int) -> bool:

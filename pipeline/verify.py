@@ -13,7 +13,7 @@ from safetensors.numpy import load
 
 from consumers.errors import DependencyError, SnapshotError
 from consumers.mapping import PAGE
-from consumers.record import Command, Entry, Membership, Partition, Span, Tick
+from consumers.record import Added, Command, Entry, Lost, Membership, Partition, Span, Tick
 from pipeline.config import JobConfig
 from pipeline.frozen import safetensors
 from pipeline.identity import changes, code_version, environment, with_settings
@@ -37,6 +37,8 @@ class Spans(Protocol):
 
     def span(self, partition: Partition, start: int, stop: int) -> Span: ...
 
+    def skip(self, partition: Partition, stop: int) -> None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -57,8 +59,10 @@ class Segment:
         partitions = list(positions_of(self.anchor["cursor"]))
         found: dict[Partition, tuple[int, int]] = {}
         for kind, *rest in self.lines:
-            if kind == "span":
-                index, start, stop = rest
+            if kind == "added":
+                partitions.append(Partition(rest[0], rest[1]))
+            elif kind in ("span", "lost"):
+                index, start, stop, *_ = rest
                 found[partitions[index]] = found.get(partitions[index], (start, stop))[0], stop
         return found
 
@@ -135,6 +139,12 @@ def _entries(lines: Iterable[Line], state: State, spans: Spans) -> Iterator[Entr
         partitions = list(state.positions)
         if kind == "span":
             yield spans.span(partitions[rest[0]], *rest[1:])
+        elif kind == "lost":
+            spans.skip(partitions[rest[0]], rest[2])
+            yield Lost(partitions[rest[0]], *rest[1:])
+        elif kind == "added":
+            topic, number, start = rest
+            yield Added(Partition(topic, number), start)
         elif kind == "tick":
             yield Tick()
         elif kind == "membership":

@@ -1,6 +1,7 @@
 """The order of spans is a function of the topics, and ends must be proven."""
 
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ from consumers.record import (
     REJECTS,
     CaughtUp,
     Events,
+    Lost,
     Membership,
     Partition,
     Position,
@@ -27,8 +29,12 @@ F0, F1, L0 = Partition("f", 0), Partition("f", 1), Partition("l", 0)
 SIDES = {"f": Side.FEATURES, "l": Side.LABELS}
 
 
-def span(partition: Partition, start: int, place: int) -> Span:
-    events = pa.RecordBatch.from_pylist([], schema=event_schema(0, labelled=True))
+YEAR_2286_MS = 9_999_999_999_999
+
+
+def span(partition: Partition, start: int, place: int, times: Sequence[int] = ()) -> Span:
+    rows = [{"key": bytes(16), "event_time": time, "offset": start, "row": 0, "kind": 0, "label": 0} for time in times]
+    events = pa.RecordBatch.from_pylist(rows, schema=event_schema(0, labelled=True))
     rejects = pa.RecordBatch.from_pylist([], schema=REJECTS)
     return Span(partition, start, start + 1, place, 1, Events.from_arrow(events), rejects)
 
@@ -39,6 +45,11 @@ def positions() -> dict[Partition, Position]:
 
 def planner(table: dict[Partition, Position], **config: int) -> Planner:
     return Planner(table, SIDES, StreamConfig(**config), batch_wait_ms=1000)
+
+
+def take(plan: Planner, table: dict[Partition, Position], taken: Span) -> None:
+    table[taken.partition].take(taken)
+    plan.taken(taken)
 
 
 def test_waits_without_limit_for_a_partition_whose_end_is_not_proven() -> None:
@@ -52,7 +63,8 @@ def test_waits_without_limit_for_a_partition_whose_end_is_not_proven() -> None:
 
 
 def test_takes_the_smallest_place_then_topic_rank_then_partition() -> None:
-    plan = planner(positions())
+    table = positions()
+    plan = planner(table)
     spans = [span(L0, 0, 7), span(F1, 0, 7), span(F0, 0, 7), span(F0, 1, 9)]
     for each in spans:
         plan.offer(each)
@@ -61,7 +73,7 @@ def test_takes_the_smallest_place_then_topic_rank_then_partition() -> None:
     order = []
     while isinstance(entry := plan.next(0), Span):
         order.append((entry.partition, entry.start))
-        plan.taken(entry)
+        take(plan, table, entry)
     assert order == [(F0, 0), (F1, 0), (L0, 0), (F0, 1)]
 
 
@@ -94,8 +106,7 @@ def test_over_a_backlog_the_order_does_not_depend_on_arrival(seed: int) -> None:
                     plan.done(partition)
             elif isinstance(entry, Span):
                 taken.append((entry.partition, entry.start))
-                table[entry.partition].last_place = entry.place
-                plan.taken(entry)
+                take(plan, table, entry)
             elif isinstance(entry, Membership):
                 taken.append((entry.partition, -1 - entry.idle))
                 table[entry.partition].idle = entry.idle
@@ -106,8 +117,9 @@ def test_over_a_backlog_the_order_does_not_depend_on_arrival(seed: int) -> None:
 def test_a_feature_partition_that_lies_behind_goes_idle_and_comes_back() -> None:
     table = positions()
     plan = planner(table, idle_after=50)
-    table[F0].last_place = table[F1].last_place = table[L0].last_place = 0
-    plan.offer(span(F0, 1, 51))
+    for position in table.values():
+        position.places = [0, 51]
+    plan.offer(span(F0, 0, 51))
     plan.ended(F1, 10.0)
     plan.ended(L0, 10.0)
     entry = plan.next(0)
@@ -115,7 +127,7 @@ def test_a_feature_partition_that_lies_behind_goes_idle_and_comes_back() -> None
     table[F1].idle = True
     entry = plan.next(0)
     assert isinstance(entry, Span)
-    plan.taken(entry)
+    take(plan, table, entry)
     plan.offer(span(F1, 0, 60))
     plan.ended(F0, 10.0)
     assert plan.next(0) == Membership(F1, idle=False)
@@ -129,9 +141,9 @@ def test_a_partition_never_read_goes_idle_after_the_oldest_place() -> None:
     plan.ended(L0, 10.0)
     first = plan.next(0)
     assert isinstance(first, Span)
-    table[F0].last_place = 1000
-    plan.taken(first)
-    plan.offer(span(F0, 1, 1051))
+    take(plan, table, first)
+    table[F0].places = [1000, 1060]
+    plan.offer(span(F0, 1, 1060))
     assert plan.next(0) == Membership(F1, idle=True)
     assert table[F1].last_place == NEVER
 
@@ -158,3 +170,66 @@ def test_empty_events_have_no_rows() -> None:
     assert len(span(F0, 0, 0).events) == 0
     assert span(F0, 0, 0).events.label_N is not None
     assert span(F0, 0, 0).events.label_N.dtype == np.float32
+
+
+def test_a_span_is_taken_only_once_all_before_it_in_its_partition_were() -> None:
+    table = positions()
+    plan = planner(table)
+    plan.done(F1)
+    plan.done(L0)
+    for start in (2, 1):
+        plan.offer(span(F0, start, 10))
+    assert isinstance(plan.next(0), Wait)
+    plan.offer(Lost(F0, 0, 1, 5, "unreadable"))
+    starts = []
+    while isinstance(entry := plan.next(0), Span | Lost):
+        starts.append(entry.start)
+        table[F0].next += 1
+        plan.taken(entry)
+    assert starts == [0, 1, 2]
+
+
+def test_one_span_with_a_wild_place_makes_nobody_idle_and_keeps_nobody_active() -> None:
+    table = positions()
+    plan = planner(table, idle_after=50)
+    for position in table.values():
+        position.places = [0, 1, 2]
+    plan.offer(span(F0, 0, YEAR_2286_MS))
+    plan.ended(F1, 10.0)
+    plan.ended(L0, 10.0)
+    wild = plan.next(0)
+    assert isinstance(wild, Span)
+    take(plan, table, wild)
+    assert table[F0].last_place == 2
+    plan.ended(F0, 10.0)
+    for start, place in enumerate((100, 101)):
+        plan.offer(span(F1, start, place))
+        entry = plan.next(0)
+        if isinstance(entry, Span):
+            take(plan, table, entry)
+    assert entry == Membership(F0, idle=True)
+
+
+def test_a_partition_moves_with_the_median_of_its_newest_events_and_a_single_event_reaches_nothing() -> None:
+    position = Position(0)
+    reached = []
+    for start, time in enumerate([YEAR_2286_MS, 100, 101, YEAR_2286_MS, 102, 103, 99, 104]):
+        position.take(span(F0, start, time, times=[time]))
+        reached.append(position.reached)
+    assert reached == [NEVER, 100, 101, 101, 102, 102, 102, 102]
+    position.take(span(F0, 8, 200, times=list(range(200, 230))))
+    assert position.reached == 222
+    assert position.next == 9
+
+
+def test_the_order_is_that_of_topics_and_numbers_whenever_a_partition_was_added() -> None:
+    table = {partition: Position(0) for partition in (L0, F1, F0)}
+    plan = planner(table)
+    for partition in (L0, F1, F0):
+        plan.offer(span(partition, 0, 7))
+        plan.done(partition)
+    order = []
+    while isinstance(entry := plan.next(0), Span):
+        order.append(entry.partition)
+        take(plan, table, entry)
+    assert order == [F0, F1, L0]

@@ -7,19 +7,21 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import orjson
+import pyarrow as pa
 import pytest
 
 from consumers.codecs import build_codec
 from consumers.errors import BalanceError, ConfigError, TooMuchBadInput
 from consumers.inmemory import InMemorySource
-from consumers.record import Command, Messages, Partition, Side, Span, Wait
+from consumers.record import NEVER, Added, Command, Lost, Messages, Partition, Side, Span, Wait
 from pipeline.config import JobConfig, label_rule
 from pipeline.learner import Learner
 from pipeline.ledger import unseal
 from pipeline.snapshot import Lineage, Snapshots
 from pipeline.state import State, fresh_positions
 from pipeline.store import Manifest, MemoryStore
-from tests.stream import Record, events, job
+from tests.stream import START_MS, Record, events, job
 
 ROWS = 2000
 
@@ -108,7 +110,7 @@ def test_every_label_is_learned(straight: dict[str, Any]) -> None:
     assert straight["rows_trained"] == ROWS
     assert counts["examples"] == {"trained": ROWS, "refused": 0, "open": 0, "filled_in": 0}
     assert counts["totals"]["skipped_offsets"] == 4 * ((ROWS // 2 - 1) // 9)
-    assert all(line["last_place"] for line in straight["cursor"])
+    assert all(line["places"] and line["recent"] for line in straight["cursor"])
     assert straight["metrics"]["live/auc_recent"] > 0.7
 
 
@@ -141,6 +143,62 @@ def test_the_ledger_names_every_offset_once(config: JobConfig) -> None:
                 assert reached[index] in (0, start)
                 reached[index] = stop
     assert list(reached.values()) == [messages.offsets[-1] + 1 for messages in found.values()]
+
+
+def test_a_partition_added_later_is_counted_and_survives_a_restart_in_its_place(config: JobConfig) -> None:
+    store, found = MemoryStore(), topics(config, 400)
+    late = Partition(config.features.topic, 1)
+    records = found.pop(late)
+    Trainer(config, store, found).run()
+    trainer = Trainer(config, store, found | {late: records})
+    list(trainer.state.apply(Added(late, 0)))
+    assert trainer.state.ledger == [["added", late.topic, 1, 0]]
+    manifest = trainer.run()
+    cursor = [(line["topic"], line["partition"]) for line in manifest["cursor"]]
+    assert cursor == [(p.topic, p.number) for p in [*found, late]]
+    assert manifest["counts"]["examples"]["trained"] == 400
+    resumed = Trainer(config, store, found | {late: records}).state
+    assert list(resumed.positions) == [*found, late]
+    assert resumed.counts() == manifest["counts"]
+
+
+@pytest.mark.parametrize("side", ["features", "labels"])
+def test_a_lost_batch_is_one_reject_and_the_counts_balance(config: JobConfig, side: str) -> None:
+    found = topics(config, 400)
+    poisoned = Partition(f"t.{side}", 0)
+    stop = found[poisoned].offsets[20]
+    found[poisoned] = found[poisoned].part(20, len(found[poisoned]))
+    trainer = Trainer(config, MemoryStore(), found)
+    list(trainer.state.apply(Lost(poisoned, 0, stop, NEVER, "no reader survives it")))
+    assert trainer.state.ledger == [["lost", list(found).index(poisoned), 0, stop, NEVER, "no reader survives it"]]
+    manifest = trainer.run()
+    counts = manifest["counts"]["events"][str(poisoned)]
+    assert (counts["read"], counts["rejected"]) == (181, 1)
+    assert counts["skipped_offsets"] == stop - 1 + (199 // 9 - 20 // 9)
+    letters = pa.ipc.open_stream(trainer.store.get(letters_of(trainer.store))).read_all().to_pylist()
+    assert [(letter["offset"], letter["value"], letter["value_bytes"]) for letter in letters] == [(0, None, 0)]
+
+
+def letters_of(store: MemoryStore) -> str:
+    """The blob of the only snapshot that owes dead letters."""
+    (owed,) = (o for s in store.sequences() if (o := store.manifest(s)["owed"]["dead_letters"]))
+    return owed
+
+
+def test_wild_records_in_every_partition_expire_nothing_and_reject_nothing(config: JobConfig) -> None:
+    one_by_one = job(config.job.state_dir, stream={"span": 1})
+    found = topics(config, 400)
+    wild = 9_999_999_999_999
+    for messages in found.values():
+        for at in (0, 1 + len(messages) // 2, len(messages) - 1):
+            value = orjson.loads(messages.values[at])
+            messages.timestamps[at], messages.values[at] = wild, orjson.dumps({**value, "ts": wild})
+    trainer = Trainer(one_by_one, MemoryStore(), found)
+    manifest = trainer.run(commit_every=1000)
+    totals = manifest["counts"]["totals"]
+    assert (totals["rejected"], totals["expired"], totals["orphan"], totals["evicted"]) == (0, 0, 0, 0)
+    assert manifest["watermark"] < wild
+    assert START_MS < manifest["time_ms"] < wild
 
 
 def test_too_much_bad_input_holds_before_anything_changes(config: JobConfig) -> None:

@@ -1,0 +1,145 @@
+"""Reader processes as the learner's side sees them: started, listened to, ended."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any
+
+from consumers.arena import Arena
+from consumers.cutter import Cut, span_of
+from consumers.planner import Planner
+from consumers.reader import PASSING, ReaderJob
+from consumers.record import REJECTS, Added, Lost, Partition, Side, Span, event_schema
+
+END_BELIEVED_S = 3.0
+
+
+class ReaderProcess:
+    """One reader, its pipe and its arena. Ends with `close` or with this process."""
+
+    def __init__(self, job: ReaderJob) -> None:
+        self.arena = Arena.create(job.stream.slots * len(job.starts), job.slot_bytes)
+        ours, theirs = socket.socketpair()
+        self._pipe = Connection(ours.detach())
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "consumers.reader", str(theirs.fileno()), str(self.arena.descriptor)],
+            pass_fds=[theirs.fileno(), self.arena.descriptor],
+            stdin=subprocess.DEVNULL,
+        )
+        theirs.close()
+        self.arena.close()
+        self.tell(job)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def tell(self, message: object) -> None:
+        """Sends a message. A reader that died does not get it: the next `messages` raises EOFError."""
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self._pipe.send(message)
+
+    def messages(self, timeout_s: float) -> Iterator[tuple[Any, ...]]:
+        """All that is there, after waiting for the first. Raises EOFError if the reader is gone."""
+        try:
+            while self._pipe.poll(timeout_s):
+                yield self._pipe.recv()
+                timeout_s = 0
+        except ConnectionResetError:
+            raise EOFError from None
+
+    def death(self) -> str:
+        """How a reader ended whose pipe is closed; empty if it only wants to be started again."""
+        status = self._process.wait()
+        if status == PASSING:
+            return ""
+        return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit code {status}"
+
+    def close(self) -> None:
+        """Ends the reader, within 2 s."""
+        self._pipe.close()  # a reader ends when its pipe does
+        try:
+            self._process.wait(2)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class Feed:
+    """Takes what one reader has to say to the planner.
+
+    A feed that is `partial` reads only up to a batch that no reader survives: the ends it meets prove nothing.
+    """
+
+    def __init__(self, job: ReaderJob, planner: Planner, *, partial: bool = False) -> None:
+        self.process = ReaderProcess(job)
+        self.job = job
+        self.lag: int | None = None
+        self.hold = ""  # what is wrong outside, as the reader sees it
+        self.added: list[Added] = []
+        self.unreadable: tuple[Partition, str, bool] | None = None
+        self.reached = dict(job.starts)  # all before it was offered
+        self._planner = planner
+        self._partial = partial
+        self._partitions = list(job.starts)
+        self._index = {partition: index for index, partition in enumerate(self._partitions)}
+        self._slots: dict[Partition, deque[tuple[int, int]]] = {p: deque() for p in self._partitions}
+        self._schemas = {
+            Side.FEATURES: [
+                event_schema(job.features.columns, labelled=job.features.label is not None),
+                REJECTS,
+            ],
+            Side.LABELS: [event_schema(0, labelled=True), REJECTS],
+        }
+
+    def receive(self, timeout_s: float) -> bool:
+        """Takes all that is there, waiting for the first message. False if the reader is gone."""
+        try:
+            for message in self.process.messages(timeout_s):
+                self._take(*message)
+        except EOFError:
+            return False
+        return True
+
+    def taken(self, span: Span | Lost) -> None:
+        """Gives the span's slot back, if it was offered here."""
+        slots = self._slots.get(span.partition)
+        if slots and slots[0][0] == span.start:
+            self.process.tell(("free", self._index[span.partition], slots.popleft()[1]))
+
+    def _take(self, kind: str, *rest: Any) -> None:
+        if kind == "span":
+            self._offer(*rest)
+        elif kind == "end":
+            if not self._partial:
+                self._planner.ended(self._partitions[rest[0]], rest[1] + END_BELIEVED_S)
+        elif kind == "done":
+            if not self._partial:
+                self._planner.done(self._partitions[rest[0]])
+        elif kind == "lag":
+            self.lag = rest[0]
+        elif kind == "hold":
+            self.hold = rest[0]
+        elif kind == "added":
+            self.added.append(Added(*rest))
+        elif kind == "unreadable":
+            self.unreadable = rest[0], rest[1], rest[2]
+        else:
+            raise rest[0]
+
+    def _offer(
+        self, index: int, slot: int, lengths: list[int], start: int, stop: int, place: int, messages: int
+    ) -> None:
+        partition = self._partitions[index]
+        schemas = self._schemas[self.job.sides[partition.topic]]
+        events, rejects = self.process.arena.read(slot, lengths, schemas)
+        self._slots[partition].append((start, slot))
+        self.reached[partition] = stop
+        self._planner.offer(span_of(partition, Cut(start, stop, place, messages, events, rejects)))
