@@ -56,8 +56,10 @@ class Planner:
         self._lanes = {p: _Lane((sides[p.topic], p.number)) for p in positions}
 
     def offer(self, span: Span) -> None:
-        """The next span of its partition."""
-        self._lanes[span.partition].queue.append(span)
+        """The next span of its partition. It lies behind any end that was proven before, which so proves nothing."""
+        lane = self._lanes[span.partition]
+        lane.queue.append(span)
+        lane.end_believed_until = float("-inf")
 
     def ended(self, partition: Partition, believed_until: float) -> None:
         """The partition's end is proven, and may be believed until that time."""
