@@ -435,7 +435,7 @@ def test_a_label_at_the_very_end_of_the_window_still_counts_and_one_after_it_is_
 
 
 def test_event_times_at_the_ends_of_what_64_bits_hold_do_not_overflow() -> None:
-    config = JoinConfig(window=2**70, memory=LEAST_MEMORY, slab_rows=SLAB_ROWS)
+    config = JoinConfig(window=2**63 - 1, memory=LEAST_MEMORY, slab_rows=SLAB_ROWS)
     join = new_join(config)
     last = 2**63 - 1
     steps = [
