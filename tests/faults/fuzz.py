@@ -25,7 +25,8 @@ from typing import Any
 TARGETS = {
     "json": ("consumers.codecs",),
     "jobfile": ("pipeline.jobfile", "pipeline.config", "consumers.config", "tomllib"),
-    "manifest": ("pipeline.store", "pipeline.snapshot", "json.decoder"),
+    "manifest": ("pipeline.store", "json.decoder"),
+    "ledger": ("pipeline.ledger", "json.decoder", "gzip"),
 }
 """The modules whose coverage leads the fuzzer, for each target."""
 

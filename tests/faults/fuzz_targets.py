@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 import typing
@@ -20,6 +21,7 @@ from consumers.errors import ConfigError, SnapshotError
 from consumers.record import Events, Messages
 from pipeline.config import JobConfig
 from pipeline.jobfile import load
+from pipeline.ledger import seal, unseal
 from pipeline.store import decode_manifest, encode_manifest
 from tests.stream import job_document, toml
 
@@ -179,11 +181,30 @@ class ManifestTarget(Target):
         assert isinstance(manifest, dict)
 
 
+class LedgerTarget(Target):
+    """The bytes of a ledger, or, if the first byte is even, its text."""
+
+    def __init__(self) -> None:
+        lines = [["span", 0, 5, 9], ["tick"], ["config", {"a.b": "é"}], ["snapshot", 3, "0a", "0b"]]
+        text = b"".join(orjson.dumps(line) + b"\n" for line in lines)
+        self.seeds = [b"\0" + text, b"\1" + seal(lines), b"\1" + seal(lines[:1]) + seal(lines[1:])]
+        self.words = [*rb'{ } [ ] : , "tick" NaN null 1e400 \ud800'.split(), b"\n", b"[" * 60, b"9" * 60, seal([])]
+
+    def check(self, data: bytes) -> None:
+        odd = data[:1] and data[0] % 2
+        try:
+            lines = list(unseal(data[1:] if odd else gzip.compress(data[1:], 1)))
+        except SnapshotError as error:
+            _check_words(error)
+            return
+        assert all(isinstance(line, list) for line in lines)
+
+
 def make_target(name: str, folder: Path) -> Target:
     """A target by its name. It may write into `folder`."""
-    if name == "json":
-        return JsonTarget()
-    return JobFileTarget(folder) if name == "jobfile" else ManifestTarget()
+    if name == "jobfile":
+        return JobFileTarget(folder)
+    return {"json": JsonTarget, "manifest": ManifestTarget, "ledger": LedgerTarget}[name]()
 
 
 def _check_words(error: Exception) -> None:
