@@ -66,7 +66,7 @@ def _fuzz_here(target: str, inputs: int, seed: int, folder: Path, pipe: Connecti
     os.dup2(log, 2)
     import atheris
 
-    with atheris.instrument_imports(include=list(TARGETS[target]), enable_loader_override=False):
+    with atheris.instrument_imports(include=list(TARGETS.get(target, ["tests.faults"])), enable_loader_override=False):
         from tests.faults.fuzz_targets import make_target
 
         tested = make_target(target, folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import time
 import typing
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -200,10 +201,31 @@ class LedgerTarget(Target):
         assert all(isinstance(line, list) for line in lines)
 
 
+class FragileTarget(Target):
+    """Fails as its name says at some inputs: what the fuzzer itself is tested with."""
+
+    def __init__(self, how: str) -> None:
+        self._how = how
+        self.seeds, self.words = [b"fine"], [b"bad"]
+
+    def check(self, data: bytes) -> None:
+        if b"bad" not in data:
+            return
+        if self._how == "dies":
+            os.abort()
+        if self._how == "raises":
+            raise ValueError("bad input")
+        start = time.process_time()
+        while time.process_time() < start + 1.1:
+            pass
+
+
 def make_target(name: str, folder: Path) -> Target:
     """A target by its name. It may write into `folder`."""
     if name == "jobfile":
         return JobFileTarget(folder)
+    if name.startswith("fragile: "):
+        return FragileTarget(name.removeprefix("fragile: "))
     return {"json": JsonTarget, "manifest": ManifestTarget, "ledger": LedgerTarget}[name]()
 
 
