@@ -1,9 +1,9 @@
 """Fuzzes what reads bytes that others wrote: `python -m tests.faults.fuzz TARGET --inputs N --seed S [-o json]`.
 
 The targets, and what must hold for each of their inputs, are in `tests.faults.fuzz_targets`. A process of its own
-fuzzes each target, led by coverage (atheris, libFuzzer), and ends at the first input that fails: an exception, more
-than a second of processor time, or the death of the process. That input is printed in base64, with the command that
-repeats it.
+fuzzes each target with changes of bytes and of tokens, led by coverage (atheris, libFuzzer), and ends at the first
+input that fails: an exception, more than a second of processor time, or the death of the process. That input is
+printed in base64, with the command that repeats it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import base64
 import json
 import multiprocessing
 import os
+import random
+import re
 import sys
 import tempfile
 import time
@@ -30,6 +32,8 @@ TARGETS = {
 }
 """The modules whose coverage leads the fuzzer, for each target."""
 
+TOKEN = re.compile(rb"\"(?:[^\"\\]|\\.)*\"|[\w.+-]+|\s+|.", re.DOTALL)
+SCALAR = re.compile(rb"[\"\w.+-]")
 CPU_S_MAX = 1.0
 HANG_S_MAX = 20  # of a hang in C, where only libFuzzer's alarm comes through
 
@@ -74,10 +78,6 @@ def _fuzz_here(target: str, inputs: int, seed: int, folder: Path, pipe: Connecti
     corpus.mkdir()
     for number, data in enumerate(tested.seeds):
         (corpus / f"{number:04}").write_bytes(data)
-    words = (folder / "words").open("w")
-    for word in tested.words:
-        words.write('"' + "".join(f"\\x{byte:02x}" for byte in word) + '"\n')
-    words.close()
     count, slowest_s = 0, 0.0
 
     def one_input(data: bytes) -> None:
@@ -92,18 +92,40 @@ def _fuzz_here(target: str, inputs: int, seed: int, folder: Path, pipe: Connecti
             pipe.send({"inputs": count, "slowest_ms": round(slowest_s * 1000, 1), **report})
             os._exit(0)
 
+    def any_other(data: bytes, bytes_max: int, number: int) -> bytes:
+        if number % 2:
+            return mutated(data, tested.values, tested.words, random.Random(number))[:bytes_max]
+        return bytes(atheris.Mutate(data, bytes_max))
+
     flags = {
         "seed": seed + 1,  # 0 would be any
         "max_len": tested.bytes_max,
         "len_control": 0,
-        "dict": folder / "words",
+        "mutate_depth": 2,  # of a text changed more often nothing good is left
         "timeout": HANG_S_MAX,
         "artifact_prefix": f"{folder}/artifact-",
         "reload": 0,
         "verbosity": 0,
     }
-    atheris.Setup([sys.argv[0], *(f"-{name}={value}" for name, value in flags.items()), str(corpus)], one_input)
+    arguments = [sys.argv[0], *(f"-{name}={value}" for name, value in flags.items()), str(corpus)]
+    atheris.Setup(arguments, one_input, custom_mutator=any_other)
     atheris.Fuzz()
+
+
+def mutated(data: bytes, values: list[bytes], words: list[bytes], rng: random.Random) -> bytes:
+    """The same text, mostly with other values in it, or else with some tokens or words more, less, or elsewhere."""
+    tokens: list[bytes] = TOKEN.findall(data)
+    for _ in range(rng.choice((1, 1, 1, 2, 4))):
+        scalars = [place for place, token in enumerate(tokens) if SCALAR.match(token)]
+        if scalars and rng.random() < 0.7:
+            tokens[rng.choice(scalars)] = rng.choice(values)
+            continue
+        at, count = rng.randrange(len(tokens) + 1), rng.choice((0, 1, 1, 2, 5))
+        start, word = rng.randrange(len(tokens) + 1), rng.choice(words)
+        tokens[at : at + count] = rng.choice(
+            ([], [word], [word] * 2 ** rng.randrange(12), tokens[start : start + rng.randint(1, 8)])
+        )
+    return b"".join(tokens)
 
 
 def _checked(check: Callable[[bytes], None], data: bytes) -> tuple[float, str | None]:

@@ -30,11 +30,12 @@ NOW = 1_700_000_000_000
 
 
 class Target(ABC):
-    """Inputs to begin with, words to make others of, and the check of one input, which raises if it fails."""
+    """Inputs to begin with, what to make others of, and the check of one input, which raises if it fails."""
 
     seeds: list[bytes]
+    values: list[bytes]  # each may stand where another one stood
     words: list[bytes]
-    bytes_max = 1024
+    bytes_max = 2048
 
     @abstractmethod
     def check(self, data: bytes) -> None: ...
@@ -80,7 +81,7 @@ class JsonTarget(Target):
     to 3 is a tombstone, has a key of its own, no timestamp, or no key.
     """
 
-    bytes_max = 512
+    bytes_max = 768
 
     def __init__(self) -> None:
         self._codecs = [(build_codec(*topic), DefinitionOnly(*topic)) for topic in TOPICS]
@@ -91,13 +92,14 @@ class JsonTarget(Target):
         odd = [b"\0k", b"\1k\1" + GOOD, b"\2" + GOOD, b"\3" + OTHER]
         batches = [[GOOD], [GOOD, OTHER] * 3, [OTHER, *odd]]
         self.seeds = [bytes([topic]) + b"\xff".join(batch) for topic in range(len(TOPICS)) for batch in batches]
-        self.words = [
-            *(b'"%s":' % name for name in (b"id", b"ts", b"x", b"y", b"w", b"c", b"d", b"label")),
-            *rb'{ } [ ] " : , \" \u0000 \ud800 \ud83d\ude00 true false null NaN Infinity -0 1e400 0.1 1E5'.split(),
-            *b"3.4028236e38 9223372036854775807 9223372036854775808 18446744073709551616 1700000000000".split(),
-            *(b"\xff", b"\0", b"\1k\1", b"\2", b"\3", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\xc3\xa9"),
-            *(b"[" * 33, b"]" * 33, b'{"a":' * 12, b"}" * 12, b"9" * 60),
+        self.values = [
+            *b"true false null NaN Infinity 0 1 2 -0 -1 0.5 1e39 1e400 3.4028236e38 1E5".split(),
+            *b"9223372036854775807 9223372036854775808 18446744073709551616".split(),
+            *rb'"" "a" "1" "\u0000" "\ud800" ":" [] {} [null] {"a":NaN} {"a":1,"a":2} "id" "ts" "x" "w"'.split(),
+            *(b"9" * 39, b"9" * 400, b"[" * 33 + b"]" * 33, b'{"a":' * 32 + b"1" + b"}" * 32, b'"\xc3\xa9"', b'"\xc3"'),
         ]
+        self.words = [*rb'{ } [ ] " : , \ "x":1,'.split(), b" ", b"\0", b"\1k\1", b"\1\xc3\1", b"\2", b"\3"]
+        self.words += [b"\xff", b"\xff{", b"\xef\xbb\xbf", b"\xed\xa0\x80"]
 
     def check(self, data: bytes) -> None:
         topic, values = data[0] % len(TOPICS) if data else 0, data[1:].split(b"\xff")
@@ -122,7 +124,7 @@ class JobFileTarget(Target):
     def __init__(self, folder: Path) -> None:
         self._path = folder / "job.toml"
         usual = toml(job_document(Path("state"))).encode()
-        small = b'[job]\nname="a"\nstate_dir="s"\n[kafka]\n"bootstrap.servers"="b"\n[dead_letters]\ntopic="d"\n'
+        small = b'[job]\nname="a"\nstate_dir="s"\n[kafka]\n"bootstrap.servers"="b"\n[dead_letters]\ntopic="d"\n[learner]\nlearning_rate=0.01\n'
         small += b'[features]\ntopic="f"\nlabel="l"\n'
         lists = small + b'numeric=["x",\n{name="y",nullable=true},]\n'
         tables = small + b'[[features.categorical]]\nname="c"\n[[features.categorical]]\nname="d"\nbuckets=8\n'
@@ -131,14 +133,17 @@ class JobFileTarget(Target):
         self.seeds = [usual, lists, tables, b"\xff".join([lists, *changes])]
         fields = {name.encode(): field for name, field in JobConfig.model_fields.items()}
         keys = {key for field in fields.values() for key in _keys(field.annotation)}
+        self.values = [
+            *(key.encode() for key in sorted(keys)),
+            *b"true nan -inf 0 1 -1 1e400 9223372036854775808 1979-05-27T07:32:00Z 07:32:00 x [] {} {rows=0}".split(),
+            *rb'"" "5m" "9\u0020rows" "99999999999999d" "\u0000" "binary" "negative" "latest" "p.q:R"'.split(),
+            *(b"[" * 600 + b"]" * 600, b"0x" + b"f" * 400, b"9" * 500, b'"\xc2\xb2s"', b'"""\n"""', b"a." * 50 + b"a"),
+        ]
         self.words = [
             *(b"[%s]\n" % name for name in fields),
             *(b"\xff%s." % name for name in fields),
             *(b"\xff\0EVERTRAIN__%s__" % name.upper() for name in fields),
-            *(key.encode() + b"=" for key in sorted(keys)),
-            *b"true false nan -inf 0x 1e400 1_000 9223372036854775808 1979-05-27T07:32:00Z '5m' '9\trows'".split(b" "),
-            *(b'"""', b"[[", b"]]", b"{}", b"#", b"\\u0000", b"\\ud800", b"\r\n", b"\n", b"\xc2\xb2", b"\xed\xa0\x80"),
-            *(b"[" * 60, b"{a=" * 60, b"9" * 60, b"a." * 60, b"0x" + b"f" * 60),
+            *(b"=", b".", b'"""', b"[[", b"]]", b"[", b"{a=", b"#", b"\n", b"\xff#", b"__", b"\xed\xa0\x80"),
         ]
 
     def check(self, data: bytes) -> None:
@@ -167,8 +172,9 @@ class ManifestTarget(Target):
     def __init__(self) -> None:
         document = {"a": [1, 2.5, None, True, "é"], "b": {"c": {}}}
         self.seeds = [b"\0" + orjson.dumps(document), b"\1" + encode_manifest(document)]
-        self.words = rb'{ } [ ] : , "a" NaN Infinity null true 1e400 -0 \ud800 \u0000'.split()
-        self.words += [b"[" * 60, b"9" * 60, b"\xef\xbb\xbf"]
+        self.values = rb'[] {} "a" NaN Infinity null true 1e400 -0 "\ud800" "\u0000"'.split()
+        self.values.append(b"9" * 1000)
+        self.words = [*b'{ } [ ] : , {"a":'.split(), b"\n", b"\xef\xbb\xbf", b"\xff"]
 
     def check(self, data: bytes) -> None:
         body = data[1:]
@@ -189,7 +195,8 @@ class LedgerTarget(Target):
         lines = [["span", 0, 5, 9], ["tick"], ["config", {"a.b": "é"}], ["snapshot", 3, "0a", "0b"]]
         text = b"".join(orjson.dumps(line) + b"\n" for line in lines)
         self.seeds = [b"\0" + text, b"\1" + seal(lines), b"\1" + seal(lines[:1]) + seal(lines[1:])]
-        self.words = [*rb'{ } [ ] : , "tick" NaN null 1e400 \ud800'.split(), b"\n", b"[" * 60, b"9" * 60, seal([])]
+        self.values = rb'[] {} "tick" NaN null 1e400 "\ud800"'.split()
+        self.words = [*b"{ } [ ] : ,".split(), b"\n", b"\r", b"\xff", seal([])]
 
     def check(self, data: bytes) -> None:
         odd = data[:1] and data[0] % 2
@@ -206,7 +213,7 @@ class FragileTarget(Target):
 
     def __init__(self, how: str) -> None:
         self._how = how
-        self.seeds, self.words = [b"fine"], [b"bad"]
+        self.seeds, self.values, self.words = [b"fine"], [b"bad"], [b" "]
 
     def check(self, data: bytes) -> None:
         if b"bad" not in data:
