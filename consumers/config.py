@@ -32,14 +32,16 @@ def parse_size(value: Any) -> Any:
     return value
 
 
-DurationMs = Annotated[int, BeforeValidator(parse_duration), Field(ge=0)]
-SizeBytes = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+INT64_MAX = 2**63 - 1
+
+DurationMs = Annotated[int, BeforeValidator(parse_duration), Field(ge=0, le=INT64_MAX)]
+SizeBytes = Annotated[int, BeforeValidator(parse_size), Field(gt=0, le=INT64_MAX)]
 
 
 class Model(BaseModel):
-    """Base of all configuration: unknown keys are errors, values never change."""
+    """Base of all configuration: unknown keys are errors, values never change, numbers are finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class NumericColumn(Model):

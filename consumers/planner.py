@@ -71,8 +71,13 @@ class Planner:
         self._lanes = {p: _Lane((sides[p.topic], p.number), positions[p]) for p in order}
 
     def offer(self, span: Span | Lost) -> None:
-        """A span of its partition. It is taken once all before it were: several readers may offer in any order."""
-        insort(self._lanes[span.partition].queue, span, key=attrgetter("start"))
+        """A span of its partition. It is taken once all before it were: several readers may offer in any order.
+
+        It lies behind any end that was proven before, which so proves nothing.
+        """
+        lane = self._lanes[span.partition]
+        insort(lane.queue, span, key=attrgetter("start"))
+        lane.end_believed_until = float("-inf")
 
     def ended(self, partition: Partition, believed_until: float) -> None:
         """The partition's end is proven, and may be believed until that time."""

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from consumers.config import (
+    INT64_MAX,
     DurationMs,
     FeaturesConfig,
     JoinConfig,
@@ -25,8 +26,14 @@ from consumers.config import (
 class Cadence(Model):
     """How often: by time ('5m') or by rows trained ('100000 rows'). Exactly one is set."""
 
-    ms: int | None = None
-    rows: int | None = None
+    ms: Annotated[int, Field(ge=0, le=INT64_MAX)] | None = None
+    rows: Annotated[int, Field(gt=0, le=INT64_MAX)] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Cadence:
+        if (self.ms is None) == (self.rows is None):
+            raise ValueError("a cadence has either ms or rows")
+        return self
 
 
 def _parse_cadence(value: Any) -> Any:
@@ -52,6 +59,14 @@ def _check_name(value: str) -> str:
     return value
 
 
+def _check_path(value: Path) -> Path:
+    if "\0" in str(value):
+        raise ValueError("a path has no zero byte")
+    return value
+
+
+Directory = Annotated[Path, AfterValidator(_check_path)]
+
 BUILT_IN_TASKS = ("binary", "multiclass", "regression")
 
 
@@ -65,7 +80,7 @@ class RunConfig(Model):
     """`[job]`."""
 
     name: Annotated[str, AfterValidator(_check_name)]
-    state_dir: Path
+    state_dir: Directory
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
 
 
@@ -103,7 +118,7 @@ class SnapshotConfig(Model):
     keep: int = Field(default=3, ge=3)
     anchor_every: Every = Cadence(ms=3_600_000)  # snapshots from which versions can be rebuilt
     owed_max: SizeBytes = 2**30  # of what is not released yet; beyond it the job holds
-    mirror: Path | None = None  # a directory that gets a copy of every anchor
+    mirror: Directory | None = None  # a directory that gets a copy of every anchor
 
 
 class RegistryConfig(Model):

@@ -6,7 +6,7 @@ import difflib
 import os
 import tomllib
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date, time
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,6 +20,9 @@ from pipeline.config import JobConfig
 ENVIRONMENT_PREFIX = "EVERTRAIN__"
 
 KeyPath: TypeAlias = tuple[str | int, ...]
+
+_DEPTH_MAX = 16  # of tables and arrays within each other
+_TOO_DEEP = f"tables and arrays within each other, more than {_DEPTH_MAX} deep"
 
 
 def load(path: Path, overrides: Sequence[str] = (), environment: Mapping[str, str] = os.environ) -> JobConfig:
@@ -39,12 +42,12 @@ def load(path: Path, overrides: Sequence[str] = (), environment: Mapping[str, st
             keys = tuple(variable.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"))
             if keys[0] == "kafka":
                 keys = ("kafka", ".".join(keys[1:]).replace("_", "."))
-            draft.override(keys, _value(raw), f"environment variable {variable}")
+            draft.override(keys, raw, f"environment variable {variable}")
     for override in overrides:
         key, equals, raw = override.partition("=")
         if not equals:
             raise ConfigError(f"--set {override}: write it as table.key=value, for example learner.batch_size=512")
-        draft.override(_flag_keys(key), _value(raw), f"--set {key}")
+        draft.override(_flag_keys(key), raw, f"--set {key}")
     try:
         return JobConfig.model_validate(draft.document)
     except ValidationError as error:
@@ -59,7 +62,7 @@ class _Draft:
         self._path = path
         try:
             text = path.read_text(encoding="utf-8")
-            self.document: dict[str, Any] = tomllib.loads(text)
+            self.document = _toml(text)
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(_syntax_error(path, str(error), text)) from None
         except UnicodeDecodeError as error:
@@ -68,14 +71,16 @@ class _Draft:
             raise ConfigError(f"{path}: cannot read the job file: {error.strerror}") from None
         self._places: dict[KeyPath, str] = {keys: f"{path}:{line}" for keys, line in _lines_of_keys(text).items()}
 
-    def override(self, keys: tuple[str, ...], value: Any, place: str) -> None:
+    def override(self, keys: tuple[str, ...], raw: str, place: str) -> None:
         """Sets one key, making tables on the way. Raises ConfigError if a table is in fact a value."""
+        if not _is_text(place) or not _is_text(raw):
+            raise ConfigError(f"{place.encode(errors='backslashreplace').decode()}: not text in UTF-8")
         table = self.document
         for depth, key in enumerate(keys[:-1], start=1):
             table = table.setdefault(key, {})
             if not isinstance(table, dict):
                 raise ConfigError(f"{place}: '{_dotted(keys[:depth])}' is not a table, it has no keys")
-        table[keys[-1]] = value
+        table[keys[-1]] = _value(raw)
         kept = {path: where for path, where in self._places.items() if path[: len(keys)] != keys}
         self._places = kept | {keys: place}
 
@@ -147,24 +152,54 @@ def _paths(value: Any, prefix: KeyPath = ()) -> Iterator[KeyPath]:
 
 def _parse(text: str) -> dict[str, Any] | None:
     try:
-        return tomllib.loads(text)
+        return _toml(text)
     except tomllib.TOMLDecodeError:
         return None
 
 
+def _toml(text: str) -> dict[str, Any]:
+    """Raises TOMLDecodeError, also for what `tomllib` has other words for or takes although TOML does not."""
+    try:
+        document = tomllib.loads(text)
+    except RecursionError:
+        raise tomllib.TOMLDecodeError(_TOO_DEEP) from None
+    except ValueError as error:  # a TOMLDecodeError, or that of a number with thousands of digits
+        raise tomllib.TOMLDecodeError(str(error)) from None
+    level: list[Any] = [document]
+    for _ in range(_DEPTH_MAX):
+        level = [item for value in level for item in _items(value)]
+        if any(isinstance(item, int) and not -(2**63) <= item < 2**63 for item in level):
+            raise tomllib.TOMLDecodeError("an integer of more than 64 bits")
+    if level:
+        raise tomllib.TOMLDecodeError(_TOO_DEEP)
+    return document
+
+
+def _items(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
 def _syntax_error(path: Path, message: str, text: str) -> str:
-    what, _, place = message.partition(" (at ")
+    what, at, place = message.partition(" (at ")
     words = place.removesuffix(")").replace(",", "").split()
     line = int(words[1]) if words[:1] == ["line"] else text.rstrip().count("\n") + 1
-    return f"{path}:{line}: not valid TOML: {what[:1].lower()}{what[1:]}"
+    where = f"{path}:{line}" if at else f"{path}"
+    return f"{where}: not valid TOML: {what[:1].lower()}{what[1:]}"
 
 
 def _flag_keys(key: str) -> tuple[str, ...]:
     document = _parse(f"{key} = 0")
-    if document is None:
+    if not document:  # a comment is TOML, too
         raise ConfigError(f"--set {key}: not a key; write it as table.key=value")
     keys = tuple(str(part) for part in list(_paths(document))[-1])
     return (keys[0], ".".join(keys[1:])) if keys[0] == "kafka" and len(keys) > 1 else keys
+
+
+def _is_text(value: str) -> bool:
+    """Whether the operating system's bytes were UTF-8: Python keeps others as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _value(raw: str) -> Any:

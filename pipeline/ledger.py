@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias
 
@@ -38,8 +39,11 @@ def unseal(data: bytes) -> Iterator[Line]:
     """The lines of any number of members. Raises SnapshotError if they cannot be read."""
     try:
         for text in gzip.decompress(data).splitlines():
-            yield json.loads(text)
-    except (OSError, EOFError, ValueError) as error:
+            line = json.loads(text)
+            if not isinstance(line, list):
+                raise ValueError(f"{text[:40]!r} is no line of a ledger")
+            yield line
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise SnapshotError(f"a ledger cannot be read: {error}") from None
 
 

@@ -88,7 +88,12 @@ def decode_manifest(data: bytes, origin: str) -> Manifest:
     checksum, _, body = data.partition(b"\n")
     if hashlib.sha256(body.removesuffix(b"\n")).hexdigest().encode() != checksum:
         raise SnapshotError(f"{origin}: the manifest is damaged (its checksum does not match)")
-    manifest: Manifest = json.loads(body)
+    try:
+        manifest = json.loads(body)
+    except (ValueError, RecursionError):
+        manifest = None
+    if not isinstance(manifest, dict):
+        raise SnapshotError(f"{origin}: the manifest is no JSON object, although its checksum is right")
     return manifest
 
 

@@ -95,7 +95,7 @@ def number(role: str, name: str, record: Mapping[str, Any]) -> float:
     try:
         finite = math.isfinite(value)
         _FLOAT32.pack(value)
-    except OverflowError:
+    except (OverflowError, struct.error):  # of a float, and of an integer, that is too large
         finite = False
     if not finite:
         raise Reject(f"{role} {name!r}: {shown(value)} is not finite as float32")

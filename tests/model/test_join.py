@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from consumers import slabs
 from consumers.batch import Examples
@@ -189,6 +192,15 @@ class Oracle:
                     break
                 self.slabs[side].pop(0)
 
+    def restore(self, memory: int) -> None:
+        """Takes the slabs up again, features first and the oldest first, as far as another budget has room."""
+        self.memory = memory
+        before, self.slabs = self.slabs, {side: [] for side in Side}
+        for side in Side:
+            for slab in before[side]:
+                self.open_slab(side)
+                self.slabs[side][-1] = slab
+
     def waiting(self, partition: int) -> int:
         rows = [row for slabs in self.slabs.values() for slab in slabs for row in slab]
         return sum(row["status"] == "waiting" and row["partition"] == partition for row in rows)
@@ -249,9 +261,8 @@ def snapshot_bytes(join: Join) -> list[Any]:
     return [*views, join.counts_PO.tobytes(), join.watermark, join.filled_in, join.waiting_P().tobytes()]
 
 
-def restored(join: Join, config: JoinConfig, labelled: bool) -> Join:
-    again = new_join(config, labelled)
-    copies = [
+def copied(views: Sequence[slabs.SlabView]) -> list[slabs.SlabView]:
+    return [
         slabs.SlabView(
             view.side,
             view.number,
@@ -259,23 +270,28 @@ def restored(join: Join, config: JoinConfig, labelled: bool) -> Join:
             {name: column.copy() for name, column in view.columns.items()},
             view.status.copy(),
         )
-        for view in join.slabs()
+        for view in views
     ]
-    again.restore(copies, join.counts_PO, join.watermark, join.filled_in)
+
+
+def restored(join: Join, config: JoinConfig, labelled: bool) -> Join:
+    again = new_join(config, labelled)
+    again.restore(copied(join.slabs()), join.counts_PO, join.watermark, join.filled_in)
     return again
 
 
+SPARE = st.sampled_from([0, SLAB_BYTES[1], 40 * sum(SLAB_BYTES)])
 CONFIGS = st.builds(
     lambda window, on_expiry, spare: JoinConfig(
         window=window, on_expiry=on_expiry, memory=LEAST_MEMORY + spare, slab_rows=SLAB_ROWS
     ),
     st.sampled_from([0, 3, 10, 1000]),
     st.sampled_from(["drop", "negative"]),
-    st.sampled_from([0, SLAB_BYTES[1], 40 * sum(SLAB_BYTES)]),
+    SPARE,
 )
 
 
-def _random_events(seed: int, count: int, keys: int, now: int) -> tuple[Event, ...]:
+def random_events(seed: int, count: int, keys: int, now: int) -> tuple[Event, ...]:
     random = np.random.default_rng(seed)
     return tuple(
         Event(int(key), max(0, int(time)), float(label), bool(tombstone))
@@ -291,7 +307,6 @@ def _random_events(seed: int, count: int, keys: int, now: int) -> tuple[Event, .
 
 @st.composite
 def _steps(draw: st.DrawFn) -> list[Apply | Advance]:
-    """Event times drift upward with the watermark close behind, so that every rule is met often."""
     keys = draw(st.sampled_from([5, 40, 400]))
     steps: list[Apply | Advance] = []
     now = 0
@@ -303,53 +318,86 @@ def _steps(draw: st.DrawFn) -> list[Apply | Advance]:
         side = draw(st.sampled_from(Side))
         seed, count = draw(st.integers(0, 2**32)), draw(st.integers(0, 50))
         partition = draw(st.sampled_from(PARTITION[side]))
-        steps.append(Apply(side, partition, _random_events(seed, count, keys, now)))
+        steps.append(Apply(side, partition, random_events(seed, count, keys, now)))
     return steps
 
 
-@settings(deadline=None, max_examples=300)
-@given(CONFIGS, st.booleans(), _steps())
-def test_does_what_the_oracle_does_and_balances_after_every_step(
-    config: JoinConfig, labelled: bool, steps: list[Apply | Advance]
-) -> None:
-    join = new_join(config, labelled)
-    oracle = Oracle(config.window, config.on_expiry == "negative", labelled, config.memory)
-    applied_P, number, filled_in = np.zeros(4, np.int64), 0, 0
-    for step in steps:
-        oracle.examples = []
-        outputs = run(join, [step], number, labelled)
-        if isinstance(step, Apply):
-            oracle.apply(step, number)
-            applied_P[step.partition] += len(step.events)
-            number += len(step.events)
-        else:
-            oracle.advance(step.watermark)
-            filled_in += len(oracle.examples)
-        assert join.filled_in == filled_in
-        assert ids_and_labels(outputs) == oracle.examples
+class JoinMachine(RuleBasedStateMachine):
+    """A join and the oracle through any calls; now and then a new join takes over from a snapshot.
+
+    Event times drift upward with the watermark close behind, so that every rule is met often.
+    """
+
+    @initialize(config=CONFIGS, labelled=st.booleans(), keys=st.sampled_from([5, 40, 400]))
+    def begin(self, config: JoinConfig, labelled: bool, keys: int) -> None:
+        self.config, self.labelled, self.keys = config, labelled, keys
+        self.join = new_join(config, labelled)
+        self.oracle = Oracle(config.window, config.on_expiry == "negative", labelled, config.memory)
+        self.applied_P = np.zeros(4, np.int64)
+        self.number = self.filled_in = self.now = 0
+        self.snapshot = self.copy_of_all()
+
+    def copy_of_all(self) -> dict[str, Any]:
+        state = (copied(self.join.slabs()), self.join.counts_PO.copy(), self.join.watermark, self.join.filled_in)
+        beside = {name: deepcopy(vars(self)[name]) for name in ("oracle", "applied_P", "number", "filled_in", "now")}
+        return {"state": state, "beside": beside}
+
+    @rule(side=st.sampled_from(Side), seed=st.integers(0, 2**32), count=st.integers(0, 50), data=st.data())
+    def apply(self, side: Side, seed: int, count: int, data: st.DataObject) -> None:
+        partition = data.draw(st.sampled_from(PARTITION[side]))
+        step = Apply(side, partition, random_events(seed, count, self.keys, self.now))
+        self.oracle.examples = []
+        outputs = run(self.join, [step], self.number, self.labelled)
+        self.oracle.apply(step, self.number)
+        self.applied_P[partition] += count
+        self.number += count
+        assert ids_and_labels(outputs) == self.oracle.examples
+
+    @rule(passed=st.integers(0, 8), behind=st.integers(-3, 6))
+    def advance(self, passed: int, behind: int) -> None:
+        self.now += passed
+        self.oracle.examples = []
+        outputs = run(self.join, [Advance(self.now - behind)], self.number, self.labelled)
+        self.oracle.advance(self.now - behind)
+        self.filled_in += len(self.oracle.examples)
+        assert ids_and_labels(outputs) == self.oracle.examples
+
+    @rule()
+    def take_a_snapshot(self) -> None:
+        self.snapshot = self.copy_of_all()
+
+    @rule(spare=SPARE)
+    def go_back_to_the_snapshot(self, spare: int) -> None:
+        """As after a crash, perhaps with another budget."""
+        self.config = self.config.model_copy(update={"memory": LEAST_MEMORY + spare})
+        before = new_join(self.config, self.labelled)
+        vars(self).update(deepcopy(self.snapshot["beside"]))
+        self.oracle.restore(self.config.memory)
+        slabs_then, *rest = self.snapshot["state"]
+        before.restore(copied(slabs_then), *rest)
+        self.join = before
+
+    @rule()
+    def go_on_in_a_new_object(self) -> None:
+        again = restored(self.join, self.config, self.labelled)
+        assert snapshot_bytes(again) == snapshot_bytes(self.join)
+        self.join = again
+
+    @invariant()
+    def the_counts_are_the_oracles_and_balance(self) -> None:
+        join, oracle = self.join, self.oracle
         expected = [[oracle.counts.get((p, outcome), 0) for outcome in Outcome] for p in range(4)]
         assert join.counts_PO.tolist() == expected
         assert join.waiting_P().tolist() == [oracle.waiting(p) for p in range(4)]
-        np.testing.assert_array_equal(join.counts_PO.sum(axis=1) + join.waiting_P(), applied_P)
-        assert join.nbytes == sum(len(oracle.slabs[side]) * SLAB_BYTES[side] for side in Side) <= config.memory
+        np.testing.assert_array_equal(join.counts_PO.sum(axis=1) + join.waiting_P(), self.applied_P)
+        assert join.filled_in == self.filled_in
+        assert join.watermark == oracle.watermark
+        slabs_in_use = sum(len(oracle.slabs[side]) * SLAB_BYTES[side] for side in Side)
+        assert join.nbytes == slabs_in_use <= self.config.memory
 
 
-@settings(deadline=None, max_examples=100)
-@given(CONFIGS, st.booleans(), _steps(), st.data())
-def test_goes_on_after_a_restore_as_if_nothing_had_happened(
-    config: JoinConfig, labelled: bool, steps: list[Apply | Advance], data: st.DataObject
-) -> None:
-    cut = data.draw(st.integers(0, len(steps)))
-    first_id = sum(len(step.events) for step in steps[:cut] if isinstance(step, Apply))
-    join = new_join(config, labelled)
-    run(join, steps[:cut], 0, labelled)
-    again = restored(join, config, labelled)
-    assert snapshot_bytes(again) == snapshot_bytes(join)
-
-    expected = run(join, steps[cut:], first_id, labelled)
-
-    assert as_bytes(run(again, steps[cut:], first_id, labelled)) == as_bytes(expected)
-    assert snapshot_bytes(again) == snapshot_bytes(join)
+TestJoinMachine = JoinMachine.TestCase
+TestJoinMachine.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
 
 
 @settings(deadline=None, max_examples=50)
@@ -387,7 +435,7 @@ def test_a_label_at_the_very_end_of_the_window_still_counts_and_one_after_it_is_
 
 
 def test_event_times_at_the_ends_of_what_64_bits_hold_do_not_overflow() -> None:
-    config = JoinConfig(window=2**70, memory=LEAST_MEMORY, slab_rows=SLAB_ROWS)
+    config = JoinConfig(window=2**63 - 1, memory=LEAST_MEMORY, slab_rows=SLAB_ROWS)
     join = new_join(config)
     last = 2**63 - 1
     steps = [

@@ -174,6 +174,22 @@ def test_a_column_list_that_is_no_list_is_an_error(job_file: Path) -> None:
     assert problem == "--set features.numeric: features.numeric = 'distance': should be a valid tuple"
 
 
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("learner.learning_rate=inf", "learner.learning_rate = inf: should be a finite number"),
+        ("kafka.linger.ms=nan", "kafka.linger.ms = nan: should be a string, a number, true or false"),
+        ('join.window="999999999999d"', "join.window = '999999999999d': should be less than or equal to 92"),
+        ("monitor.every={rows = 0}", "monitor.every.rows = 0: should be greater than 0"),
+        ("monitor.every={rows = 5, ms = 5}", "monitor.every: a cadence has either ms or rows"),
+        ('job.state_dir="a\\u0000b"', "job.state_dir = 'a\\x00b': a path has no zero byte"),
+    ],
+)
+def test_a_value_that_would_fail_later_is_refused_at_once(job_file: Path, override: str, expected: str) -> None:
+    (problem,) = problems(job_file, override)
+    assert problem.startswith(f"--set {override.partition('=')[0]}: {expected}")
+
+
 def test_secrets_are_not_shown(job_file: Path) -> None:
     (problem,) = problems(job_file, 'kafka.sasl.password=["hunter2"]')
     assert "hunter2" not in problem
@@ -186,6 +202,9 @@ def test_secrets_are_not_shown(job_file: Path) -> None:
         ("[job]\nname = \n", "job.toml:2: not valid TOML: invalid value"),
         ("a = 1\na = 2\n", "job.toml:2: not valid TOML: cannot overwrite a value"),
         ("a = [\n1,\n", "job.toml:2: not valid TOML: invalid value"),
+        ("a = 0x8000000000000000", "job.toml: not valid TOML: an integer of more than 64 bits"),
+        ("a = " + "[" * 5000, "job.toml: not valid TOML: tables and arrays within each other, more than 16 deep"),
+        ("a." * 5000 + "a = 1", "job.toml: not valid TOML: tables and arrays within each other, more than 16 deep"),
     ],
 )
 def test_a_syntax_error_is_reported_with_its_line(job_file: Path, text: str, expected: str) -> None:
@@ -204,6 +223,9 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     [
         ("job.name", "--set job.name: write it as table.key=value, for example learner.batch_size=512"),
         ("job name=x", "--set job name: not a key; write it as table.key=value"),
+        ("# job.name=x", "--set # job.name: not a key; write it as table.key=value"),
+        ("job.name=\udcff", "--set job.name: not text in UTF-8"),
+        ("job.'\udcff'=x", "--set job.'\\udcff': not text in UTF-8"),
         ("job.name.first=x", "--set job.name.first: 'job.name' is not a table, it has no keys"),
     ],
 )

@@ -86,6 +86,17 @@ def test_a_believed_end_lapses() -> None:
     assert isinstance(plan.next(101.0), Wait)
 
 
+def test_an_end_proves_nothing_about_what_comes_after_a_later_span() -> None:
+    plan = planner(positions())
+    for partition in (F0, F1, L0):
+        plan.ended(partition, 100.0)
+    plan.offer(span(F0, 0, 10))
+    plan.taken(plan.next(0))
+    entry = plan.next(0)
+    assert isinstance(entry, Wait)
+    assert "f[0]" in entry.reason
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_over_a_backlog_the_order_does_not_depend_on_arrival(seed: int) -> None:
     rng = random.Random(0)

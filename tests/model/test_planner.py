@@ -1,0 +1,264 @@
+"""The planner as machines: whatever is delivered, proven, believed and bounded, in whatever order.
+
+`Oracle` says in plain words what may come next; one machine lets a live stream do as it likes, the other one delivers
+a fixed backlog in any interleaving, whose order must not show it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+
+from consumers.config import StreamConfig
+from consumers.planner import Planner
+from consumers.record import (
+    NEVER,
+    REJECTS,
+    CaughtUp,
+    Events,
+    Membership,
+    Partition,
+    Position,
+    Side,
+    Span,
+    Tick,
+    Wait,
+    event_schema,
+)
+
+F0, F1, L0, L1 = PARTITIONS = [Partition(topic, number) for topic in ("f", "l") for number in (0, 1)]
+SIDES = {"f": Side.FEATURES, "l": Side.LABELS}
+BATCH_WAIT_S = 1.0
+NO_EVENTS = Events.from_arrow(pa.RecordBatch.from_pylist([], schema=event_schema(0, labelled=True)))
+NO_REJECTS = pa.RecordBatch.from_pylist([], schema=REJECTS)
+
+Given = tuple[Any, ...]  # ("span", partition, start), ("membership", partition, idle), ("tick",), ("end",) or ("wait",)
+CONFIGS = st.builds(StreamConfig, idle_after=st.sampled_from([0, 5, 30, 10**6]), labels_may_idle=st.booleans())
+PLACES = st.integers(0, 60)
+
+
+def make_span(partition: Partition, start: int, place: int) -> Span:
+    return Span(partition, start, start + 1, place, 1, NO_EVENTS, NO_REJECTS)
+
+
+def as_given(entry: object) -> Given:
+    match entry:
+        case Span():
+            return ("span", entry.partition, entry.start)
+        case Membership():
+            return ("membership", entry.partition, entry.idle)
+        case Tick():
+            return ("tick",)
+        case CaughtUp():
+            return ("end",)
+        case Wait():
+            return ("wait",)
+    raise AssertionError(entry)
+
+
+class Oracle:
+    """What the planner must give next, and what giving it changes."""
+
+    def __init__(self, config: StreamConfig) -> None:
+        self.config = config
+        self.queues: dict[Partition, list[Span]] = {p: [] for p in PARTITIONS}
+        self.believed_until = dict.fromkeys(PARTITIONS, float("-inf"))
+        self.bounded: set[Partition] = set()
+        self.idle: set[Partition] = set()
+        self.last_place: dict[Partition, int] = {}
+        self.ticked_at = float("-inf")
+        self.final_tick = False
+
+    def deliver(self, span: Span) -> None:
+        self.queues[span.partition].append(span)
+        self.believed_until[span.partition] = float("-inf")  # an end before this span proves nothing behind it
+
+    def at_end(self, partition: Partition, now: float) -> bool:
+        proven = partition in self.bounded or now <= self.believed_until[partition]
+        return proven and not self.queues[partition]
+
+    def next(self, now: float) -> Given:
+        if not all(self.queues[p] or self.at_end(p, now) for p in PARTITIONS):
+            return ("wait",)
+        heads = [(queue[0].place, SIDES[p.topic], p.number, queue[0]) for p, queue in self.queues.items() if queue]
+        if heads:
+            place, _, _, span = min(heads, key=lambda head: head[:3])
+            if span.partition in self.idle:
+                return ("membership", span.partition, False)
+            left_behind = self.left_behind(place)
+            return ("membership", left_behind[0], True) if left_behind else ("span", span.partition, span.start)
+        left_behind = self.left_behind(max(self.last_place.values(), default=NEVER))
+        if left_behind:
+            return ("membership", left_behind[0], True)
+        if len(self.bounded) == len(PARTITIONS):
+            return ("end",) if self.final_tick else ("tick",)
+        return ("tick",) if now - self.ticked_at >= BATCH_WAIT_S else ("wait",)
+
+    def left_behind(self, place: int) -> list[Partition]:
+        oldest = min(self.last_place.values(), default=place)
+        return [
+            p
+            for p in PARTITIONS
+            if not self.queues[p]
+            and p not in self.idle
+            and (p.topic == "f" or self.config.labels_may_idle)
+            and place - self.last_place.get(p, oldest) > self.config.idle_after
+        ]
+
+    def apply(self, given: Given, now: float) -> None:
+        match given:
+            case ("span", partition, _):
+                self.last_place[partition] = self.queues[partition].pop(0).place
+            case ("membership", partition, True):
+                self.idle.add(partition)
+            case ("membership", partition, False):
+                self.idle.remove(partition)
+            case ("tick",):
+                self.ticked_at, self.final_tick = now, len(self.bounded) == len(PARTITIONS)
+
+
+class Machine(RuleBasedStateMachine):
+    """A planner beside the oracle, and the positions as a learner moves them."""
+
+    begun = False
+
+    def begin(self, config: StreamConfig) -> None:
+        self.positions = {p: Position(0) for p in PARTITIONS}
+        self.planner = Planner(self.positions, SIDES, config, batch_wait_ms=int(BATCH_WAIT_S * 1000))
+        self.oracle = Oracle(config)
+        self.config = config
+        self.now = 0.0
+        self.given: list[Given] = []
+        self.delivered = dict.fromkeys(PARTITIONS, 0)
+        self.final_ticks = 0
+        self.begun = True
+
+    def deliver(self, partition: Partition, place: int) -> None:
+        span = make_span(partition, self.delivered[partition], place)
+        self.delivered[partition] += 1
+        self.planner.offer(span)
+        self.oracle.deliver(span)
+
+    def prove(self, partition: Partition, seconds: float) -> None:
+        self.planner.ended(partition, self.now + seconds)
+        self.oracle.believed_until[partition] = self.now + seconds
+
+    def bound(self, partition: Partition) -> None:
+        self.planner.done(partition)
+        self.oracle.bounded.add(partition)
+
+    def step(self) -> Given:
+        """Takes what comes next, as a learner does, and compares it."""
+        entry = self.planner.next(self.now)
+        given = as_given(entry)
+        assert given == self.oracle.next(self.now)
+        if isinstance(entry, Span):
+            assert self.planner.next(self.now) is entry  # it stays until it is taken
+            assert entry.start == self.positions[entry.partition].next
+            position = self.positions[entry.partition]
+            position.next, position.last_place = entry.stop, entry.place
+            self.planner.taken(entry)
+        elif isinstance(entry, Membership):
+            self.positions[entry.partition].idle = entry.idle
+        elif isinstance(entry, Wait):
+            missing = [p for p in PARTITIONS if not self.oracle.queues[p] and not self.oracle.at_end(p, self.now)]
+            assert all(str(p) in entry.reason for p in missing[:3])
+        self.final_ticks += given == ("tick",) and len(self.oracle.bounded) == len(PARTITIONS)
+        self.oracle.apply(given, self.now)
+        self.given.append(given)
+        return given
+
+    def drain(self) -> list[Given]:
+        """Bounds every partition and goes on to the end; returns what was given since the beginning."""
+        for partition in PARTITIONS:
+            self.bound(partition)
+        while self.step() != ("end",):
+            assert self.given[-1] != ("wait",)
+        assert self.step() == ("end",)
+        assert self.final_ticks == 1
+        return [given for given in self.given if given not in (("wait",), ("end",))]
+
+    @rule(seconds=st.sampled_from([0.25, 1.0, 4.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule(steps=st.integers(1, 8))
+    def learner_goes_on(self, steps: int) -> None:
+        for _ in range(steps):
+            self.step()
+
+
+class LiveStream(Machine):
+    """Spans come when they like, ends are proven, believed and lapse, and bounds are reached in between."""
+
+    @initialize(config=CONFIGS)
+    def nothing_was_read(self, config: StreamConfig) -> None:
+        self.begin(config)
+
+    @rule(partition=st.sampled_from(PARTITIONS), places=st.lists(PLACES, min_size=1, max_size=3))
+    def spans_come(self, partition: Partition, places: list[int]) -> None:
+        if partition not in self.oracle.bounded:
+            for place in places:
+                self.deliver(partition, place)
+
+    @rule(partitions=st.sets(st.sampled_from(PARTITIONS), min_size=1), seconds=st.sampled_from([0.0, 0.5, 3.0]))
+    def ends_are_proven(self, partitions: set[Partition], seconds: float) -> None:
+        for partition in partitions:
+            self.prove(partition, seconds)
+
+    @rule(seconds=st.sampled_from([0.5, 3.0]))
+    def every_end_is_proven(self, seconds: float) -> None:
+        self.ends_are_proven(set(PARTITIONS), seconds)
+
+    @rule(partition=st.sampled_from(PARTITIONS))
+    def a_bound_is_reached(self, partition: Partition) -> None:
+        self.bound(partition)
+
+    def teardown(self) -> None:
+        if self.begun:
+            self.drain()
+            for partition, delivered in self.delivered.items():
+                taken = [given[2] for given in self.given if given[:2] == ("span", partition)]
+                assert taken == list(range(delivered))
+
+
+class Backlog(Machine):
+    """Fixed topics: the order of spans and memberships is one, whatever the timing of fetches and proofs."""
+
+    @initialize(config=CONFIGS, backlog=st.fixed_dictionaries({p: st.lists(PLACES, max_size=8) for p in PARTITIONS}))
+    def all_was_produced_before(self, config: StreamConfig, backlog: dict[Partition, list[int]]) -> None:
+        self.begin(config)
+        self.backlog = backlog
+
+    @rule(partition=st.sampled_from(PARTITIONS), count=st.integers(1, 4), bounded=st.booleans())
+    def fetched(self, partition: Partition, count: int, bounded: bool) -> None:
+        at = self.delivered[partition]
+        for place in self.backlog[partition][at : at + count]:
+            self.deliver(partition, place)
+        if self.delivered[partition] == len(self.backlog[partition]):
+            if bounded:
+                self.bound(partition)
+            else:
+                self.prove(partition, 3.0)
+
+    def teardown(self) -> None:
+        if self.begun:
+            for partition in PARTITIONS:
+                self.fetched(partition, len(self.backlog[partition]) + 1, True)
+            given = self.drain()
+            at_once = Machine()
+            at_once.begin(self.config)
+            for partition, places in self.backlog.items():
+                for place in places:
+                    at_once.deliver(partition, place)
+            *order, last_tick = at_once.drain()
+            assert given[: len(order)] == order
+            assert set(given[len(order) :]) == {last_tick}  # none came before the last span
+
+
+TestLiveStream, TestBacklog = LiveStream.TestCase, Backlog.TestCase
+TestLiveStream.settings = TestBacklog.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
