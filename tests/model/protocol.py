@@ -3,6 +3,10 @@
 `python -m tests.model.protocol` visits every state that trainers and their releasers, crashes, power losses, lost
 answers and a second trainer can reach in each of `SCOPES`: no promise may be broken. Then it breaks the `RULES` one at
 a time: each must be missed, and -v prints the shortest story of what happens without it.
+
+Not in the model: disks that rot, fill up or fail an fsync (`tests/faults` has them).
+Two things that one might expect are no rules, because nothing misses them: the bump of a generation need not be durable
+(a power loss ends all who would ask), and a manifest found at a start needs no fsync of its content, only of its name.
 """
 
 from __future__ import annotations
@@ -109,7 +113,7 @@ def broken(model: Model, s: State) -> str | None:
 
 
 def unfinished(model: Model, s: State) -> str | None:
-    """The promise that a state breaks in which nothing happens any more."""
+    """The promise that a state breaks in which nothing happens any more. No step leads back: all else leads here."""
     newest = max(s.manifests, key=SEQ)
     versions = once(s.versions) if model.on("reconcile") else s.versions  # as the next start does
     done = {
