@@ -44,8 +44,8 @@ SCOPES = {
     "two, versions": Scope("versions", 2, trainers=2, intruders=1, crashes=1, without=NO_LOCK),
     # Where one rule backs another up, the other one is missing: what is left is enough for as much as this.
     "lock alone": Scope("letters", **ONE_BY_ONE, without=frozenset({"check_generation"})),
-    "link alone": Scope("letters", 2, trainers=2, intruders=1, without=NO_FENCE),
-    "newest alone": Scope("letters", **ONE_BY_ONE, prompt=True, without=NO_FENCE),
+    "link alone": Scope("letters", 2, trainers=2, intruders=1, orphans=False, without=NO_FENCE),
+    "newest alone": Scope("letters", **ONE_BY_ONE, orphans=False, prompt=True, without=NO_FENCE),
 }
 
 RULES = {
@@ -76,7 +76,8 @@ RULES = {
     "anchor_owed": ("late versions", "with what it owed: a releaser that lost its marker asks for it again"),
     "manifests_first": ("disk", "collection deletes manifests before blobs"),
     "collect_fsync": ("disk", "and fsyncs their directory in between"),
-    "collect_listed": ("two", "it deletes only blobs that were there before the link of its own commit"),
+    "collect_own": ("two", "it deletes only blobs of the snapshots that it collects"),
+    "orphans_listed": ("two", "a start lists the orphans that it deletes before it bumps the generation"),
     "releaser_dies": ("versions", "a releaser dies with its trainer"),
     "oldest_first": ("disk", "snapshots are released oldest first"),
     "marker_after": ("disk", "a marker is written after the effects"),
@@ -88,7 +89,8 @@ RULES = {
 }
 """`check_newest` and `no_replace` only back up the fence: a temporary manifest that is written before the generation is
 checked, and unlinked after it is bumped, leaves a second writer no instant. They are shown where nobody checks the
-generation: the link while no sequence number is free again, the other while nobody is stalled just before his link."""
+generation or deletes orphans: the link while no sequence number is free again, the other while nobody is stalled just
+before his link."""
 
 
 def broken(model: Model, s: State) -> str | None:

@@ -45,7 +45,9 @@ class Trainers:
         return iter(())  # only its releaser lives
 
     def bump(self, s: State, i: int, t: Trainer) -> Steps:
-        yield f"starts as generation {t.generation}", put(s, i, t, self.then["bump"], {"generation": t.generation})
+        listed = s.blobs if self.on("orphans_listed") else frozenset()
+        after = {"generation": t.generation}
+        yield f"starts as generation {t.generation}", put(s, i, t, self.then["bump"], after, listed=listed)
 
     def sweep(self, s: State, i: int, t: Trainer) -> Steps:
         if self.on("sweep"):
@@ -57,8 +59,11 @@ class Trainers:
         if good:
             base = max(good, key=SEQ)
             kept = frozenset(m for m in s.manifests if m.seq <= base.seq)  # bad ones are set aside
+            listed = t.listed if self.on("orphans_listed") else s.blobs
+            orphans = listed.difference(*(m.blobs for m in kept))
             cursor = base.cursor if self.on("recover_cursor") else s.group
-            yield f"recovers {base.seq}", put(s, i, t, "sync_again", {"manifests": kept}, base=base, cursor=cursor)
+            found = t._replace(base=base, cursor=cursor, listed=orphans)
+            yield f"recovers {base.seq}", put(s, i, found, "sync_again", {"manifests": kept})
 
     def sync_again(self, s: State, i: int, t: Trainer) -> Steps:
         synced = {"manifests_durable": s.manifests, "blobs_durable": s.blobs, "unsynced": s.unsynced - {t.base}}
@@ -72,8 +77,9 @@ class Trainers:
         told = t.base.seq if self.on("tell_recovered") else max(map(SEQ, s.manifests))
         if self.on("reconcile"):
             s = s._replace(versions=once(s.versions))
-        ready = self.restarted(s, t._replace(told=told))
-        yield f"having fsynced both directories, tells its releaser of {told}", put(s, i, ready, "train")
+        ready = self.restarted(s, t._replace(told=told, listed=frozenset()))
+        after = {"blobs": s.blobs - t.listed} if self.scope.orphans else {}
+        yield f"has fsynced, deletes orphans, tells its releaser of {told}", put(s, i, ready, "train", after)
 
     def restarted(self, s: State, t: Trainer) -> Trainer:
         released = s.marker or (0 if self.on("marker_hint") else t.told)
@@ -96,7 +102,7 @@ class Trainers:
 
     def write_temp(self, s: State, i: int, t: Trainer) -> Steps:
         after = {} if self.on("manifest_fsync") else {"unsynced": s.unsynced | {t.next}}
-        yield "writes a manifest", put(s, i, t, self.then["write_temp"], after, temp=True, listed=s.blobs)
+        yield "writes a manifest", put(s, i, t, self.then["write_temp"], after, temp=True)
 
     def check_generation(self, s: State, i: int, t: Trainer) -> Steps:
         if s.generation != t.generation and self.on("check_generation"):
@@ -133,16 +139,17 @@ class Trainers:
     def collect(self, s: State, i: int, t: Trainer) -> Steps:
         gone = {m for m in s.manifests if not self.kept(s, t, m)}
         keep = {blob for m in s.manifests - gone for blob in self.blobs_kept(t, m)}
-        if not gone and t.listed <= keep and self.on("collect_listed"):
-            yield "has nothing to collect", put(s, i, t, "train", listed=frozenset())
+        garbage = s.blobs.intersection(blob for m in s.manifests for blob in m.blobs) - keep
+        if not gone and not garbage and self.on("collect_own"):
+            yield "has nothing to collect", put(s, i, t, "train")
         elif self.on("manifests_first"):
             # The rule broken: all that is not in `keep` by the time of the deletion.
-            listed = t.listed - keep if self.on("collect_listed") else frozenset(keep)
+            listed = garbage if self.on("collect_own") else frozenset(keep)
             after = {"manifests": s.manifests - gone}
             at = "sync_deleted" if s.power_losses else "delete_blobs"  # likewise
             yield f"deletes manifests {sorted(map(SEQ, gone))}", put(s, i, t, at, after, listed=listed)
         else:
-            yield "deletes blobs", put(s, i, t, "delete_manifests", {"blobs": s.blobs - (t.listed - keep)})
+            yield "deletes blobs", put(s, i, t, "delete_manifests", {"blobs": s.blobs - garbage})
 
     def kept(self, s: State, t: Trainer, m: Snap) -> bool:
         anchor = m.seq == self.scope.anchor and self.on("collect_anchors")
@@ -161,12 +168,12 @@ class Trainers:
         yield "fsyncs the manifests' directory", put(s, i, t, "delete_blobs", after)
 
     def delete_blobs(self, s: State, i: int, t: Trainer) -> Steps:
-        left = s.blobs - t.listed if self.on("collect_listed") else s.blobs & t.listed
+        left = s.blobs - t.listed if self.on("collect_own") else s.blobs & t.listed
         yield "deletes blobs", put(s, i, t, "train", {"blobs": left}, listed=frozenset())
 
     def delete_manifests(self, s: State, i: int, t: Trainer) -> Steps:
         left = frozenset(m for m in s.manifests if self.kept(s, t, m))
-        yield "deletes manifests", put(s, i, t, "train", {"manifests": left}, listed=frozenset())
+        yield "deletes manifests", put(s, i, t, "train", {"manifests": left})
 
 
 class Releasers(Trainers):

@@ -39,7 +39,7 @@ class Trainer(NamedTuple):
     cursor: int = 0
     next: Snap | None = None  # the snapshot it commits
     temp: bool = False  # its temporary manifest is there
-    listed: frozenset[str] = frozenset()  # blobs that may be garbage; later on those that are
+    listed: frozenset[str] = frozenset()  # blobs that it will delete: orphans at its start, then garbage
     doing: tuple[Any, ...] = ()
     told: int = 0  # the newest sequence that the releaser may release
     released: int = 0  # the newest that it has released
@@ -87,6 +87,7 @@ class Scope:
     anchor: int = 0
     late: bool = False  # a create may come through after the client has given it up
     any_size: bool = True  # a commit holds any number of records, not one
+    orphans: bool = True  # a start deletes them
     prompt: bool = False  # nobody is stalled between the last look of a commit and its link
     without: frozenset[str] = frozenset()  # rules that it does without
 
