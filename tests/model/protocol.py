@@ -40,6 +40,7 @@ SCOPES = {
     "two, killed": Scope("letters", **ONE_BY_ONE, crashes=1, without=NO_LOCK),
     "two, no power": Scope("letters", 2, trainers=2, intruders=1, crashes=1, power_losses=1, without=NO_LOCK),
     "two, again": Scope("letters", 2, trainers=2, intruders=2, without=NO_LOCK),
+    "three": Scope("letters", 2, trainers=3, intruders=2, any_size=False, without=NO_LOCK),
     "two, metrics": Scope("metrics", 2, trainers=2, intruders=1, without=NO_LOCK),
     "two, versions": Scope("versions", 2, trainers=2, intruders=1, crashes=1, without=NO_LOCK),
     # Where one rule backs another up, the other one is missing: what is left is enough for as much as this.
