@@ -89,7 +89,7 @@ class MLflowRegistry:
 
     def __init__(self, tracking_uri: str, artifact_location: str | None, scratch: Path) -> None:
         self._mlflow = import_mlflow()
-        _makedatabase(tracking_uri)
+        _make_database(tracking_uri)
         self._mlflow.set_tracking_uri(tracking_uri)
         self._client: Any = self._mlflow.MlflowClient(tracking_uri, tracking_uri)
         self._artifact_root = artifact_root(tracking_uri, artifact_location)
