@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import version as installed
 from itertools import islice
 from pathlib import Path
@@ -21,10 +21,14 @@ from consumers.record import Float32s
 from pipeline.version import Candidate, Point, Version, alias_moves
 
 _METRICS_PER_BATCH = 1000
+_VERSION_TAG = "evertrain.version"  # of a logged model: it was registered, whatever became of the version
+_PLACED = {alias: f"evertrain.{alias}" for alias in ("champion", "challenger", "previous")}  # where we last put it
+_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+_UPLOAD_TIMEOUT_S = "120"
 _QUIET = {
     # MLflow's own retries block for minutes and create things twice; the releaser's backoff replaces them.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    _TIMEOUT: "5",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",
@@ -47,8 +51,20 @@ class Registry(Protocol):
         """Adds points that the lineage's run does not have yet. Values that are not finite are dropped."""
         ...
 
-    def register(self, candidate: Candidate) -> int:
-        """Registers a candidate once and moves the aliases. Returns its version number. Raises CheckError."""
+    def logged(self, name: str, lineage: str) -> int:
+        """The step of the newest point that the lineage's run has; -1 without one."""
+        ...
+
+    def register(self, candidate: Candidate) -> int | None:
+        """Registers a candidate once and moves the aliases.
+
+        Returns its version number; None if it was registered before and somebody has deleted the version: it stays
+        deleted. Raises CheckError.
+        """
+        ...
+
+    def newest(self, name: str, lineage: str | None = None) -> Version | None:
+        """The newest version that a trainer has registered, of one lineage or of any."""
         ...
 
     def versions(self, name: str) -> list[Version]:
@@ -83,13 +99,12 @@ class MLflowRegistry:
         self._client.update_run(self._run(name, lineage), status="RUNNING")
 
     def finish(self, name: str, lineage: str) -> None:
-        experiment = self._client.get_experiment_by_name(name)
-        for run in self._find_runs(experiment.experiment_id, lineage) if experiment else []:
+        if run := self._find_run(name, lineage):
             self._client.set_terminated(run.info.run_id, "FINISHED")
 
     def log(self, name: str, lineage: str, points: Sequence[Point]) -> None:
         run_id = self._run(name, lineage)
-        logged = int(self._client.get_run(run_id).data.tags.get("evertrain.step", -1))
+        logged = _logged(self._client.get_run(run_id))
         new = [point for point in points if point.step > logged]
         metrics = (metric for point in new for metric in self._metrics(point))
         while batch := list(islice(metrics, _METRICS_PER_BATCH)):
@@ -98,61 +113,76 @@ class MLflowRegistry:
             # Only after the values; a crash in between repeats them, which a SQL store recognises.
             self._client.set_tag(run_id, "evertrain.step", str(new[-1].step))
 
-    def register(self, candidate: Candidate) -> int:
-        found = self._find(candidate)
-        if not found:
-            self._create(candidate)
-            found = self._find(candidate)  # an earlier attempt may have come through meanwhile
-        canonical, *duplicates = found
-        for duplicate in duplicates:
-            if duplicate.status == "READY":
-                self._client.delete_model_version(candidate.name, duplicate.version)
+    def logged(self, name: str, lineage: str) -> int:
+        run = self._find_run(name, lineage)
+        return _logged(run) if run else -1
+
+    def register(self, candidate: Candidate) -> int | None:
+        if not (found := self._find(candidate)):
+            model = next(iter(self._models(candidate)), None) or self._log_model(candidate)
+            if _VERSION_TAG in model.tags:
+                return None
+            self._create(candidate, model)
+            found = self._find(candidate)
+        canonical = found[0]
         number = int(canonical.version)
+        for model in self._models(candidate):
+            self._client.set_logged_model_tags(model.model_id, {_VERSION_TAG: str(number)})
+        self._remove_duplicates(candidate.name)
         description = candidate.description.replace("{version}", str(number))
         if canonical.description != description:
             self._client.update_model_version(candidate.name, str(number), description)
         self._promote(candidate.name, number)
         return number
 
+    def newest(self, name: str, lineage: str | None = None) -> Version | None:
+        wanted = f"name = '{name}' and tags.lineage " + (f"= '{lineage}'" if lineage else "LIKE '%'")
+        found = self._client.search_model_versions(wanted, max_results=1, order_by=["version_number DESC"])
+        return _version(found[0]) if found else None
+
     def versions(self, name: str) -> list[Version]:
-        found = self._search(f"name = '{name}'")
-        return [
-            Version(
-                int(version.version),
-                version.tags.get("snapshot_id", ""),
-                version.tags.get("lineage", ""),
-                version.tags,
-                version.description or "",
-            )
-            for version in found
-        ]
+        return [_version(found) for found in self._search(f"name = '{name}'")]
 
     def aliases(self, name: str) -> dict[str, int]:
         model = self._client.get_registered_model(name)
         return {alias: int(number) for alias, number in model.aliases.items()}
 
     def _run(self, name: str, lineage: str) -> str:
+        """The id of the lineage's run, which is created if there is none that was not deleted."""
         if lineage not in self._runs:
-            experiment_id = self._experiment(name)
-            found = self._find_runs(experiment_id, lineage)
-            # Without a name of its own, MLflow would draw one from Python's global random generator.
-            run = (
-                found[0]
-                if found
-                else self._client.create_run(
-                    experiment_id, run_name=f"{name} {lineage[:8]}", tags={"evertrain.lineage": lineage}
-                )
-            )
+            run = self._find_run(name, lineage)
+            if run is None:
+                # Without a name of its own, MLflow would draw one from Python's global random generator.
+                tags, run_name = {"evertrain.lineage": lineage}, f"{name} {lineage[:8]}"
+                self._client.create_run(self._experiment(name), run_name=run_name, tags=tags)
+                run = self._find_run(name, lineage)  # an earlier attempt may have come through meanwhile
             self._runs[lineage] = run.info.run_id
         return self._runs[lineage]
 
-    def _find_runs(self, experiment_id: str, lineage: str) -> list[Any]:
+    def _find_run(self, name: str, lineage: str) -> Any:
+        """The lineage's run or None. Of several, which late answers can leave, one; those without a point go."""
+        experiment_id = self._find_experiment(name)[0]
+        if experiment_id is None:
+            return None
         wanted = f"tags.`evertrain.lineage` = '{lineage}'"
-        return list(self._client.search_runs([experiment_id], wanted, order_by=["attributes.start_time ASC"]))
+        found = self._client.search_runs([experiment_id], wanted, order_by=["attributes.start_time ASC"])
+        found = sorted(found, key=_logged, reverse=True)
+        for duplicate in found[1:]:
+            if _logged(duplicate) < 0:
+                self._client.delete_run(duplicate.info.run_id)
+        return found[0] if found else None
 
     def _experiment(self, name: str) -> str:
-        found = self._client.get_experiment_by_name(name)
-        return str(found.experiment_id if found else self._client.create_experiment(name, self._artifact_root))
+        experiment_id, free = self._find_experiment(name)
+        return str(experiment_id or self._client.create_experiment(free, self._artifact_root))
+
+    def _find_experiment(self, name: str) -> tuple[str | None, str]:
+        """The id of the job's experiment, or None and a name for it: one that was deleted keeps its name."""
+        free, number = name, 1
+        while (found := self._client.get_experiment_by_name(free)) and found.lifecycle_stage != "active":
+            number += 1
+            free = f"{name} ({number})"
+        return (found.experiment_id if found else None), free
 
     def _metrics(self, point: Point, model_id: str | None = None) -> Iterator[Any]:
         metric = self._mlflow.entities.Metric
@@ -172,37 +202,56 @@ class MLflowRegistry:
     def _find(self, candidate: Candidate) -> list[Any]:
         return self._search(f"name = '{candidate.name}' and tags.snapshot_id = '{candidate.snapshot_id}'")
 
-    def _create(self, candidate: Candidate) -> None:
-        client, run_id = self._client, self._run(candidate.name, candidate.lineage)
-        experiment_id = self._experiment(candidate.name)
+    def _remove_duplicates(self, name: str) -> None:
+        """Deletes a newer version of the same snapshot: what was sent twice because an answer was lost came late."""
+        newest = self._client.search_model_versions(
+            f"name = '{name}'", order_by=["version_number DESC"], max_results=100
+        )
+        seen: set[str] = set()
+        for version in sorted(newest, key=lambda version: int(version.version)):
+            snapshot_id = version.tags.get("snapshot_id", "")
+            if snapshot_id in seen and version.status == "READY":
+                self._client.delete_model_version(name, version.version)
+            elif "lineage" in version.tags:
+                seen.add(snapshot_id)
+
+    def _models(self, candidate: Candidate) -> list[Any]:
+        """The complete logged models of a snapshot; what a broken attempt has left is deleted."""
         wanted = f"tags.snapshot_id = '{candidate.snapshot_id}'"
-        for leftover in client.search_logged_models([experiment_id], filter_string=wanted):
-            client.delete_logged_model(leftover.model_id)
+        found = self._client.search_logged_models([self._experiment(candidate.name)], filter_string=wanted)
+        for model in found:
+            if model.status != "READY":
+                self._client.delete_logged_model(model.model_id)
+        return [model for model in found if model.status == "READY"]
+
+    def _log_model(self, candidate: Candidate) -> Any:
+        client, run_id = self._client, self._run(candidate.name, candidate.lineage)
         path = self._scratch / "model"
         shutil.rmtree(path, ignore_errors=True)
         model = self._export(candidate, path)
+        tags = {"snapshot_id": candidate.snapshot_id}
         logged = client.create_logged_model(
-            experiment_id,
-            name=candidate.name,
-            source_run_id=run_id,
-            tags={"snapshot_id": candidate.snapshot_id},
+            self._experiment(candidate.name), name=candidate.name, source_run_id=run_id, tags=tags
         )
         model.model_id = model.model_uuid = logged.model_id
         model.run_id, model.artifact_path = run_id, logged.artifact_location
         model.save(str(path / "MLmodel"))
-        client.log_model_artifacts(logged.model_id, str(path))
-        client.finalize_logged_model(logged.model_id, "READY")
+        with _patience():
+            client.log_model_artifacts(logged.model_id, str(path))
         output = self._mlflow.entities.LoggedModelOutput(logged.model_id, candidate.point.step)
         client.log_outputs(run_id, [output])
         metrics = list(self._metrics(candidate.point, logged.model_id))
         client.log_batch(run_id, metrics=metrics[:_METRICS_PER_BATCH])
-        if not client.search_registered_models(f"name = '{candidate.name}'"):
-            client.create_registered_model(candidate.name)
-        tags = {**candidate.tags, "snapshot_id": candidate.snapshot_id, "lineage": candidate.lineage}
-        client.create_model_version(
-            candidate.name, logged.artifact_location, run_id, tags=tags, model_id=logged.model_id
-        )
         shutil.rmtree(path, ignore_errors=True)
+        return client.finalize_logged_model(logged.model_id, "READY")  # last: it says that all before is done
+
+    def _create(self, candidate: Candidate, model: Any) -> None:
+        client, name = self._client, candidate.name
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name)
+        tags = {**candidate.tags, "snapshot_id": candidate.snapshot_id, "lineage": candidate.lineage}
+        run_id = self._run(name, candidate.lineage)
+        client.create_model_version(name, model.artifact_location, run_id, tags=tags, model_id=model.model_id)
 
     def _export(self, candidate: Candidate, path: Path) -> Any:
         """Writes an MLflow model of pt2 format, loads it back and checks it. Returns its MLmodel."""
@@ -236,60 +285,14 @@ class MLflowRegistry:
     def _promote(self, name: str, number: int) -> None:
         model = self._client.get_registered_model(name)
         aliases = {alias: int(version) for alias, version in model.aliases.items()}
-        for alias, version in alias_moves(aliases, _placed(model.tags), number):
-            self._client.set_registered_model_alias(name, alias, str(version))
-            self._client.set_registered_model_tag(name, f"evertrain.{alias}", str(version))
-
-
-class MemoryRegistry:
-    """The twin of `MLflowRegistry` for tests."""
-
-    def __init__(self) -> None:
-        self.runs: dict[str, str] = {}  # status by lineage
-        self.points: dict[str, list[Point]] = {}
-        self._versions: dict[str, list[Version]] = {}
-        self._aliases: dict[str, dict[str, int]] = {}
-        self._placed: dict[str, dict[str, int]] = {}
-
-    def resume(self, name: str, lineage: str) -> None:
-        self.runs[lineage] = "RUNNING"
-
-    def finish(self, name: str, lineage: str) -> None:
-        if lineage in self.runs:
-            self.runs[lineage] = "FINISHED"
-
-    def log(self, name: str, lineage: str, points: Sequence[Point]) -> None:
-        self.runs.setdefault(lineage, "RUNNING")
-        logged = self.points.setdefault(lineage, [])
-        last = logged[-1].step if logged else -1
-        for point in points:
-            if point.step > last:
-                finite = {name: value for name, value in point.values.items() if math.isfinite(value)}
-                logged.append(Point(point.step, point.time_ms, finite))
-
-    def register(self, candidate: Candidate) -> int:
-        import torch
-
-        versions = self._versions.setdefault(candidate.name, [])
-        number = next((v.number for v in versions if v.snapshot_id == candidate.snapshot_id), len(versions) + 1)
-        if number > len(versions):
-            with torch.inference_mode():
-                candidate.check(candidate.scorer(torch.from_numpy(candidate.features_BC)).numpy())
-            description = candidate.description.replace("{version}", str(number))
-            versions.append(
-                Version(number, candidate.snapshot_id, candidate.lineage, dict(candidate.tags), description)
-            )
-        aliases = self._aliases.setdefault(candidate.name, {})
-        placed = self._placed.setdefault(candidate.name, {})
+        placed = {alias: int(model.tags[tag]) for alias, tag in _PLACED.items() if tag in model.tags}
+        for alias in placed.keys() - aliases.keys():
+            # Gone because a person deleted the alias, which makes it theirs, or its version, which does not.
+            if not self._search(f"name = '{name}' and version_number = {placed[alias]}"):
+                del placed[alias]
         for alias, version in alias_moves(aliases, placed, number):
-            aliases[alias] = placed[alias] = version
-        return number
-
-    def versions(self, name: str) -> list[Version]:
-        return list(self._versions.get(name, []))
-
-    def aliases(self, name: str) -> dict[str, int]:
-        return self._aliases.get(name, {})
+            self._client.set_registered_model_alias(name, alias, str(version))
+            self._client.set_registered_model_tag(name, _PLACED[alias], str(version))
 
 
 def import_mlflow() -> Any:
@@ -330,6 +333,21 @@ def artifact_root(tracking_uri: str, configured: str | None) -> str | None:
     return (database.parent / "mlartifacts").as_uri() if database else None
 
 
-def _placed(tags: Mapping[str, str]) -> dict[str, int]:
-    aliases = ("champion", "challenger", "previous")
-    return {alias: int(tags[f"evertrain.{alias}"]) for alias in aliases if f"evertrain.{alias}" in tags}
+@contextmanager
+def _patience() -> Iterator[None]:
+    """Waits longer for answers: a server may have to pass on a large file to another store before it answers."""
+    os.environ[_TIMEOUT] = _UPLOAD_TIMEOUT_S
+    try:
+        yield
+    finally:
+        os.environ[_TIMEOUT] = _QUIET[_TIMEOUT]
+
+
+def _logged(run: Any) -> int:
+    return int(run.data.tags.get("evertrain.step", -1))
+
+
+def _version(found: Any) -> Version:
+    tags = found.tags
+    number, description = int(found.version), found.description or ""
+    return Version(number, tags.get("snapshot_id", ""), tags.get("lineage", ""), tags, description)

@@ -1,4 +1,4 @@
-"""The releaser process: brings what committed snapshots owe to Kafka and MLflow, oldest first.
+"""The releaser process: brings what committed snapshots owe to Kafka, MLflow and the mirror, oldest first.
 
 `python -m pipeline.release STATE_DIR FD` is started by `pipeline.releaser`, which holds the other end of FD.
 """
@@ -17,104 +17,39 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
-from consumers.errors import EvertrainError
+from consumers.errors import DependencyError, EvertrainError
+from pipeline.effects import Effects
+from pipeline.lineage import LineageError
 from pipeline.releaser import SINKS, read_marker, replace_file
 from pipeline.store import LocalStore, Manifest
 
-if TYPE_CHECKING:
-    from pipeline.registry import Registry
-
 _BACKOFF_S = (1.0, 30.0)  # first and longest pause of a sink that fails
 _FINISH_S = 1.5  # kept of the time to end, for marking the run FINISHED
+_ATTEMPT_S = 900.0  # of one attempt: an answer that trickles in never times out
+_WATCH_S = 5.0
 _ERROR_LENGTH_MAX = 400
 _PR_SET_PDEATHSIG = 1
 _NICENESS = 10  # training and reading come first
+_REFUSALS = ("BAD_REQUEST", "INVALID_PARAMETER_VALUE")  # MLflow's ways to say: never
 
 
-class Effects:
-    """What a snapshot does outside, sink by sink. Every effect may be repeated."""
-
-    def __init__(self, state_dir: Path, store: LocalStore, tell: Callable[[str], None]) -> None:
-        self._scratch = state_dir / "release" / "scratch"
-        self._store = store
-        self._tell = tell
-        self._sent: str | None = None
-        self._registry: tuple[object, Registry] | None = None
-        self._resumed: set[str] = set()
-
-    def dead_letters(self, manifest: Manifest) -> None:
-        """Produces the dead letters, then sets the group's offsets."""
-        from consumers.kafka import group_id
-        from pipeline.deadletter import commit_offsets, send
-
-        target = self._newest()["config"]
-        owed = manifest["owed"]["dead_letters"]
-        # The offsets may fail for reasons of their own: that must not send the letters again and again.
-        if owed and self._sent != manifest["snapshot_id"]:
-            send(target["kafka"], target["dead_letters"]["topic"], self._store.get(owed), manifest["lineage"])
-            self._sent = manifest["snapshot_id"]
-        commit_offsets(target["kafka"], group_id(manifest["name"], target["kafka"]), manifest["cursor"])
-
-    def metrics(self, manifest: Manifest) -> None:
-        """Adds the metric points to the lineage's run, which is RUNNING from the first time on."""
-        from pipeline.version import Point
-
-        registry, lineage = self.registry(), manifest["lineage"]
-        if lineage not in self._resumed:
-            registry.resume(manifest["name"], lineage)
-            self._resumed.add(lineage)
-        if owed := manifest["owed"]["points"]:
-            registry.log(manifest["name"], lineage, [Point(**point) for point in json.loads(self._store.get(owed))])
-
-    def versions(self, manifest: Manifest) -> None:
-        """Registers the version."""
-        if not manifest["owed"]["version"]:
-            return
-        from pipeline.version import candidate
-
-        number = self.registry().register(candidate(self._store, manifest))
-        self._tell(f"registered version {number} of {manifest['name']}: {manifest['rows_trained']:,} rows")
-
-    def finish(self) -> None:
-        """Marks the newest lineage's run as FINISHED."""
-        manifest = self._newest()
-        self.registry().finish(manifest["name"], manifest["lineage"])
-        self._resumed.discard(manifest["lineage"])
-
-    def registry(self) -> Registry:
-        """The registry that the newest snapshot names: a corrected address frees what waited."""
-        from pipeline.registry import MLflowRegistry
-
-        target = self._newest()["config"]["registry"]
-        key = (target["tracking_uri"], target["artifact_location"])
-        if self._registry is None or self._registry[0] != key:
-            self._registry = key, MLflowRegistry(*key, self._scratch)
-        return self._registry[1]
-
-    def forget_registry(self) -> None:
-        """After a failure: what was remembered of the registry may no longer be there."""
-        self._registry = None
-
-    def _newest(self) -> Manifest:
-        return self._store.manifest(self._store.sequences()[-1])
-
-
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Sink:
     """One kind of effect, how far it came, and when it is tried again after a failure."""
 
     name: str
     effect: Callable[[Manifest], None]
     released: int
-    ready: threading.Event
+    ready: threading.Event = field(default_factory=threading.Event)
     error: str | None = None
     pause_s: float = 0.0
-    retry_s: float = 0.0  # by the monotonic clock
+    retry_s: float = 0.0  # this one and the next by the monotonic clock
+    started_s: float | None = None  # of the attempt under way
 
     def succeeded(self, sequence: int) -> None:
         self.released, self.error, self.pause_s, self.retry_s = sequence, None, 0.0, 0.0
@@ -126,35 +61,43 @@ class Sink:
         self.retry_s = time.monotonic() + self.pause_s
 
 
+Group: TypeAlias = tuple[Sink, ...]
+
+
 class Service:
-    """One thread releases; the caller's thread passes on what the trainer says."""
+    """A thread for each place outside releases; the caller's thread passes on what the trainer says."""
 
     def __init__(self, state_dir: Path, channel: Connection) -> None:
         self._state_dir = state_dir
         self._channel = channel
         self._store = LocalStore(state_dir)
-        self._effects = Effects(state_dir, self._store, lambda line: self._tell("line", line))
-        effects = (self._effects.dead_letters, self._effects.metrics, self._effects.versions)
-        self._sinks = [
-            Sink(name, effect, read_marker(state_dir, name), threading.Event())
-            for name, effect in zip(SINKS, effects, strict=True)
+        self._effects = effects = Effects(state_dir, self._store, lambda line: self._tell("line", line))
+        does = (effects.dead_letters, effects.metrics, effects.versions, effects.mirror)
+        kafka, metrics, registry, mirror = self._sinks = [
+            Sink(name, effect, read_marker(state_dir, name)) for name, effect in zip(SINKS, does, strict=True)
         ]
-        self._changed = threading.Condition()
+        self._mlflow: Group = (metrics, registry)
+        self._groups: tuple[Group, ...] = ((kafka,), self._mlflow, (mirror,))
+        lock = threading.Lock()
+        self._changed, self._rested = threading.Condition(lock), threading.Condition(lock)
+        self._resting: set[Group] = set()  # groups for which nothing can be done just now
+        self._writing = threading.Lock()  # of the channel and the status file
         self._committed = -1
-        self._draining = self._ending = self._idle = False
+        self._draining = False
 
     def start(self) -> None:
-        for work in (self._warm_up, self._work):
-            threading.Thread(target=work, daemon=True).start()
+        threading.Thread(target=self._warm_up, daemon=True).start()
+        for group in self._groups:
+            threading.Thread(target=self._work, args=(group,), daemon=True).start()
 
     def committed(self, sequence: int) -> None:
         with self._changed:
             if self._committed < 0:
                 # Repeating the newest snapshot's points marks the run as RUNNING: a trainer lives again.
-                metrics = self._sinks[SINKS.index("metrics")]
+                metrics = self._mlflow[0]
                 metrics.released = min(metrics.released, sequence - 1)
             self._committed = max(self._committed, sequence)
-            self._idle = False
+            self._resting.clear()
             self._changed.notify_all()
 
     def drain(self) -> None:
@@ -167,37 +110,42 @@ class Service:
         deadline = threading.Timer(seconds, os._exit, (0,))
         deadline.daemon = True
         deadline.start()
-        with self._changed:
-            self._ending = True
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: self._idle, max(seconds - _FINISH_S, 0))
+        with self._rested:
+            self._rested.wait_for(lambda: len(self._resting) == len(self._groups), max(seconds - _FINISH_S, 0))
         try:
-            if self._committed >= 0:
-                self._effects.finish()
+            self._effects.finish()
         except Exception as error:  # whatever it is: the next start does it
             print(f"the run was not marked FINISHED: {_one_line(error)}", file=sys.stderr, flush=True)
         os._exit(0)
 
+    def watch(self) -> None:
+        """Ends the process if an attempt hangs: what it holds is let go, and the next process tries again."""
+        for sink in self._sinks:
+            hangs = sink.started_s is not None and time.monotonic() - sink.started_s > _ATTEMPT_S
+            if hangs and sink.name != "mirror":  # whose first copy takes as long as it takes
+                self._tell("line", f"{sink.name}: no answer in {_ATTEMPT_S:.0f} s, the releaser starts anew")
+                os._exit(1)
+
     def _warm_up(self) -> None:
         """Imports MLflow, which takes seconds, while dead letters go out; what exports waits for the first version."""
-        steps: tuple[Callable[[], None], ...] = (lambda: None, _import_mlflow, lambda: None)
-        for sink, step in zip(self._sinks, steps, strict=True):
+        for sink in self._sinks:
             try:
-                step()
+                if sink.name == "metrics":
+                    _import_mlflow()
             except Exception as error:  # the sink will meet it again, and say so
                 print(f"warm-up: {_one_line(error)}", file=sys.stderr, flush=True)
             with self._changed:
                 sink.ready.set()
                 self._changed.notify_all()
 
-    def _work(self) -> None:
+    def _work(self, group: Group) -> None:
         try:
             while True:
-                due = [(sink, sequence) for sink in self._sinks if (sequence := self._due(sink)) is not None]
+                due = [(sink, sequence) for sink in group if (sequence := self._due(sink)) is not None]
                 for sink, sequence in due:
                     self._attempt(sink, sequence)
                 if not due:
-                    self._rest()
+                    self._rest(group)
         except BaseException:  # a defect: the trainer's handle sees the exit code and starts a new process
             sys.excepthook(*sys.exc_info())
             os._exit(1)
@@ -211,60 +159,78 @@ class Service:
         return next(owed, None)
 
     def _attempt(self, sink: Sink, sequence: int) -> None:
+        sink.started_s = time.monotonic()
+        manifest: Manifest = {"sequence": sequence, "owed": {}}
         try:
-            sink.effect(self._store.manifest(sequence))
+            manifest = self._store.manifest(sequence)
+            sink.effect(manifest)
         except Exception as error:  # of any kind: the sink waits, is tried again, and nobody else is held up
-            line = _one_line(error)
-            if sink.error != line:
-                self._tell("line", f"{sink.name} of snapshot {sequence} wait (training goes on): {line}")
-            sink.failed(line)
-            if sink.name != "dead_letters":
-                self._effects.forget_registry()
+            if sequence in self._store.sequences():  # else it was collected meanwhile: it owes nothing more
+                self._failed(sink, manifest, error)
         else:
             if sink.error is not None:
                 self._tell("line", f"{sink.name}: released again, from snapshot {sequence} on")
             sink.succeeded(sequence)
             replace_file(self._state_dir / "release" / sink.name, f"{sequence}\n")
+        sink.started_s = None
         self._write_status()
 
-    def _rest(self) -> None:
+    def _failed(self, sink: Sink, manifest: Manifest, error: Exception) -> None:
+        line, what = _one_line(error), f"{sink.name} of snapshot {manifest['sequence']}"
+        if isinstance(error, LineageError):
+            self._tell("foreign", str(error))
+        elif sink.error != line:
+            self._tell("line", f"{what} wait (training goes on): {line}")
+        elif _is_refusal(error) and (blob := self._effects.owed_path(manifest, sink.name)):
+            self._tell("line", f"{what} are refused, and newer ones wait: {line}; mend that, or give up by rm {blob}")
+        sink.failed(line)
+        if sink in self._mlflow:
+            self._effects.forget_registry()
+
+    def _rest(self, group: Group) -> None:
         """Nothing can be done just now: says so to whom it concerns, and waits."""
-        owed = [sink for sink in self._sinks if self._owed(sink) is not None]
-        if self._draining and not owed:
-            try:
-                self._effects.finish()
-            except Exception as error:
-                self._tell("line", f"the run is not marked FINISHED yet: {_one_line(error)}")
-                self._effects.forget_registry()
-            else:
-                self._draining = False
-                self._tell("drained")
+        if group is self._mlflow and self._draining and all(self._owed(sink) is None for sink in self._sinks):
+            self._finish()
+        owed = [sink for sink in group if self._owed(sink) is not None]
         warming = not all(sink.ready.is_set() for sink in owed)
         retries = [sink.retry_s for sink in owed]
         with self._changed:
-            if any(self._due(sink) is not None for sink in self._sinks):
+            if any(self._due(sink) is not None for sink in group):
                 return  # it came due, or was committed, just now
             if not warming:
-                self._idle = True
-                self._changed.notify_all()
+                self._resting.add(group)
+                self._rested.notify()
             pause_s = 0.1 if warming else min(retries, default=time.monotonic() + 60) - time.monotonic()
             self._changed.wait(1.0 if self._draining else max(pause_s, 0.01))
+            self._resting.discard(group)
+
+    def _finish(self) -> None:
+        try:
+            self._effects.finish()
+        except Exception as error:
+            self._tell("line", f"the run is not marked FINISHED yet: {_one_line(error)}")
+            self._effects.forget_registry()
+        else:
+            self._draining = False
+            self._tell("drained")
 
     def _write_status(self) -> None:
-        now_ms, now_s = time.time_ns() // 1_000_000, time.monotonic()
-        status = {
-            sink.name: {
-                "released": sink.released,
-                "error": sink.error,
-                "retry_at_ms": now_ms + int(1000 * (sink.retry_s - now_s)) if sink.error else None,
+        with self._writing:
+            now_ms, now_s = time.time_ns() // 1_000_000, time.monotonic()
+            status = {
+                sink.name: {
+                    "released": sink.released,
+                    "error": sink.error,
+                    "retry_at_ms": now_ms + int(1000 * (sink.retry_s - now_s)) if sink.error else None,
+                }
+                for sink in self._sinks
             }
-            for sink in self._sinks
-        }
-        replace_file(self._state_dir / "release" / "status.json", json.dumps(status) + "\n")
+            replace_file(self._state_dir / "release" / "status.json", json.dumps(status) + "\n")
 
     def _tell(self, *message: Any) -> None:
         try:
-            self._channel.send(message)
+            with self._writing:
+                self._channel.send(message)
         except OSError:
             os._exit(1)  # the trainer is gone
 
@@ -273,6 +239,12 @@ def _import_mlflow() -> None:
     from pipeline.registry import import_mlflow
 
     import_mlflow()
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether waiting alone will not help."""
+    refused = isinstance(error, EvertrainError) and not isinstance(error, DependencyError)
+    return refused or getattr(error, "error_code", None) in _REFUSALS
 
 
 def _one_line(error: Exception) -> str:
@@ -304,8 +276,10 @@ def main(state_dir: Path, descriptor: int) -> None:
     service.start()
     try:
         while True:
-            kind, *arguments = channel.recv()
-            getattr(service, kind)(*arguments)  # committed, drain or end
+            if channel.poll(_WATCH_S):
+                kind, *arguments = channel.recv()
+                getattr(service, kind)(*arguments)  # committed, drain or end
+            service.watch()
     except (EOFError, OSError):
         os._exit(1)  # the trainer died without a word; what is owed stays owed
 

@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from pipeline.store import LocalStore
 
-SINKS = ("dead_letters", "metrics", "registry")
+SINKS = ("dead_letters", "metrics", "registry", "mirror")
 """Where a snapshot's effects go. Each is released in order, and none waits for another."""
 
+_OWING = SINKS[:3]  # these need the blobs that a snapshot owes; a mirror that fails holds up none of them
+
+_COMMAND = (sys.executable, "-m", "pipeline.release")
 _RESTART_S = (1.0, 30.0)  # first and longest pause before a dead releaser is started again
 _HEALTHY_S = 60.0  # one that lived this long starts again after the first pause
 _EXIT_MARGIN_S = 0.5
 
 
 def released(state_dir: Path) -> int:
-    """The newest snapshot that every sink has released, with all before it; -1 if there is none."""
-    return min(read_marker(state_dir, sink) for sink in SINKS)
+    """The newest snapshot that owes nothing any more, nor does any before it; -1 if there is none."""
+    return min(read_marker(state_dir, sink) for sink in _OWING)
 
 
 def read_marker(state_dir: Path, sink: str) -> int:
@@ -52,17 +55,20 @@ class Releaser:
 
     `committed` may be called from any thread; everything else belongs to the thread that called `start`: the
     kernel ends the process together with the thread that started it.
+
+    `refusal` says, after a `poll` or a `drain`, why nothing may be released to MLflow: it knows a past that the state
+    directory does not hold. A trainer that reads it should stop.
     """
 
-    def __init__(self, state_dir: Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
-        self._env = env
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Connection | None = None
         self._sending = threading.Lock()
         self._sequence = -1
         self.refusal: str | None = None  # why nothing may be released at all
         self._lines: deque[str] = deque(maxlen=100)
+        self.refusal: str | None = None
         self._running = self._drained = False
         self._pause_s, self._spawned_s, self._restart_s = 0.0, 0.0, 0.0
 
@@ -158,12 +164,11 @@ class Releaser:
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
         with theirs, self._log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.release", str(self._state_dir), str(theirs.fileno())],
+                [*_COMMAND, str(self._state_dir), str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=None if self._env is None else dict(self._env),
                 process_group=0,  # a Ctrl-C is the trainer's business, also before the child can ignore it
             )
         self._spawned_s = time.monotonic()
@@ -180,7 +185,8 @@ class Releaser:
     def _send(self, *message: object) -> None:
         with self._sending:
             try:
-                if self._channel:
+                # A process that is stopped reads nothing: what does not fit is left out, for the next to make up.
+                if self._channel and _writable(self._channel):
                     self._channel.send(message)
             except OSError:
                 pass  # it died: the next poll sees it and starts another
@@ -191,6 +197,8 @@ class Releaser:
                 kind, *rest = self._channel.recv()
                 if kind == "drained":
                     self._drained = True
+                elif kind == "foreign":
+                    self.refusal = str(rest[0])
                 else:
                     self._lines.append(str(rest[0]))
         except (EOFError, OSError):
@@ -199,6 +207,12 @@ class Releaser:
     @property
     def _log_path(self) -> Path:
         return self._state_dir / "release" / "log"
+
+
+def _writable(channel: Connection) -> bool:
+    poll = select.poll()
+    poll.register(channel, select.POLLOUT)
+    return bool(poll.poll(0))
 
 
 def replace_file(path: Path, text: str) -> None:

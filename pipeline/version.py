@@ -15,12 +15,14 @@ from consumers.errors import CheckError
 from consumers.record import Float32s
 from pipeline.config import JobConfig
 from pipeline.encoding import columns_of
-from pipeline.store import Manifest, Store
+from pipeline.store import Manifest
 
 if TYPE_CHECKING:
     from torch import nn
 
 _CUDA_TOLERANCE = 1e-5
+_TAG_MAX = 60_000  # characters: what a MySQL store takes; MLflow itself takes 100,000
+_DESCRIPTION_MAX = 4_900  # characters: stores take 5,000, and the version's number is still to come
 _TITLES = {"auc": "AUC", "logloss": "log-loss", "accuracy": "accuracy", "rmse": "RMSE", "mae": "MAE", "r2": "R²"}
 
 
@@ -103,15 +105,15 @@ def alias_moves(aliases: Mapping[str, int], placed: Mapping[str, int], version: 
     return moves
 
 
-def candidate(store: Store, manifest: Manifest) -> Candidate:
-    """What a snapshot that owes a version wants to publish. Raises SnapshotError or ConfigError."""
+def candidate(owed: bytes, manifest: Manifest) -> Candidate:
+    """What a snapshot wants to publish that owes a version: the blob `owed`. Raises ConfigError."""
     import safetensors.torch
     import torch
 
     from pipeline.task import build_scorer
 
     job = JobConfig.model_validate(manifest["config"])
-    tensors = safetensors.torch.load(store.get(manifest["owed"]["version"]))
+    tensors = safetensors.torch.load(owed)
     weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
     torch.set_num_threads(job.learner.threads)  # the trainer's: sums are split, and rounded, likewise
     scorer = build_scorer(job)
@@ -135,7 +137,7 @@ def candidate(store: Store, manifest: Manifest) -> Candidate:
 def tags(manifest: Manifest) -> dict[str, str]:
     """Everything that names what a version was made of."""
     return {
-        "offsets": json.dumps({where: f"{first}-{stop}" for where, first, stop in _ranges(manifest)}),
+        "offsets": _offsets(manifest),
         "watermark": _time(manifest["watermark"]),
         "rows_trained": str(manifest["rows_trained"]),
         "drift_alarms": str(manifest["alarms"]),
@@ -148,6 +150,15 @@ def tags(manifest: Manifest) -> dict[str, str]:
 
 def describe(manifest: Manifest) -> str:
     """Markdown: what the version learned, until when, how good it was, and how to score rows with it."""
+    ranges = [(where, f"{first:,}", f"{stop:,}") for where, first, stop in _ranges(manifest)]
+    text = _describe(manifest, _block(["", "from", "up to, without"], ranges))
+    if len(text) <= _DESCRIPTION_MAX:
+        return text
+    sums = [(topic, f"{partitions:,}", f"{offsets:,}") for topic, partitions, offsets in _sums(manifest)]
+    return _describe(manifest, _block(["", "partitions", "offsets"], sums))
+
+
+def _describe(manifest: Manifest, learned: list[str]) -> str:
     name, features = manifest["name"], manifest["config"]["features"]
     labels = manifest["config"]["labels"]
     source = f"`{features['topic']}`" + (f" joined with `{labels['topic']}`" if labels else "")
@@ -168,9 +179,7 @@ def describe(manifest: Manifest) -> str:
         "",
         "Learned, by partition and offset:",
         "",
-        *_block(
-            ["", "from", "up to, without"], [(w, f"{first:,}", f"{stop:,}") for w, first, stop in _ranges(manifest)]
-        ),
+        *learned,
         f"Snapshot `{manifest['snapshot_id']}`, code `{manifest['code_version']}`, "
         f"configuration `{manifest['config_sha256'][:12]}`.",
     ]
@@ -223,6 +232,22 @@ def _ranges(manifest: Manifest) -> list[tuple[str, int, int]]:
         for line in manifest["cursor"]
         for topic, number in [(line["topic"], line["partition"])]
     ]
+
+
+def _offsets(manifest: Manifest) -> str:
+    """Offsets by partition; by topic where these are too many for a tag: the ledger has the exact ones."""
+    exact = json.dumps({where: f"{first}-{stop}" for where, first, stop in _ranges(manifest)})
+    if len(exact) <= _TAG_MAX:
+        return exact
+    return json.dumps({f"{topic}[*]": f"{offsets} in {partitions}" for topic, partitions, offsets in _sums(manifest)})
+
+
+def _sums(manifest: Manifest) -> list[tuple[str, int, int]]:
+    """Of each topic, the number of partitions and of the offsets learned."""
+    offsets: dict[str, list[int]] = {}
+    for where, first, stop in _ranges(manifest):
+        offsets.setdefault(where.rpartition("[")[0], []).append(stop - first)
+    return [(topic, len(learned), sum(learned)) for topic, learned in offsets.items()]
 
 
 def _time(milliseconds: int | None) -> str:
