@@ -7,7 +7,7 @@ import signal
 import time
 from threading import Event
 
-from consumers.errors import DependencyError, EvertrainError, TooMuchBadInput
+from consumers.errors import DependencyError, EvertrainError, SnapshotError, TooMuchBadInput
 from pipeline.config import JobConfig
 from pipeline.run import Bounds, Run, Start, open_run
 from pipeline.train import train
@@ -71,6 +71,9 @@ def _drain(run: Run, job: JobConfig, stop: Event) -> None:
     deadline = time.monotonic() + job.registry.release_timeout / 1000
     while not (drained := run.releaser.drain(1.0)) and not stop.is_set() and time.monotonic() < deadline:
         run.report("draining")
+        if run.releaser.refusal:
+            _end(run)
+            raise SnapshotError(run.releaser.refusal)
     if drained:
         run.report("ended")
         return

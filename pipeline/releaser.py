@@ -66,9 +66,8 @@ class Releaser:
         self._channel: Connection | None = None
         self._sending = threading.Lock()
         self._sequence = -1
-        self.refusal: str | None = None  # why nothing may be released at all
-        self._lines: deque[str] = deque(maxlen=100)
         self.refusal: str | None = None
+        self._lines: deque[str] = deque(maxlen=100)
         self._running = self._drained = False
         self._pause_s, self._spawned_s, self._restart_s = 0.0, 0.0, 0.0
 
