@@ -41,7 +41,7 @@ def send(settings: Mapping[str, Any], topic: str, rejects: bytes, lineage: str) 
         DependencyError: some were not acknowledged. Sending all again is harmless: a letter's identity is its
             header `evertrain.id` (topic id, partition, offset and row of the original).
     """
-    _create_topic(settings, topic)
+    trouble = _create_topic(settings, topic)
     failures: list[KafkaError] = []
 
     def delivered(error: KafkaError | None, _: Message) -> None:
@@ -71,7 +71,7 @@ def send(settings: Mapping[str, Any], topic: str, rejects: bytes, lineage: str) 
     if failures or unsent:
         reason = failures[0].str() if failures else "no answer in time"
         raise DependencyError(
-            f"{len(failures) + unsent} of {len(letters)} dead letters not accepted by {topic!r}: {reason}"
+            f"{len(failures) + unsent} of {len(letters)} dead letters not accepted by {topic!r}: {reason}{trouble}"
         )
     return len(letters)
 
@@ -108,7 +108,8 @@ def _alter_offsets(admin: AdminClient, request: list[ConsumerGroupTopicPartition
     return next((partition.error for partition in partitions if partition.error is not None), None)
 
 
-def _create_topic(settings: Mapping[str, Any], topic: str) -> None:
+def _create_topic(settings: Mapping[str, Any], topic: str) -> str:
+    """Creates the topic if it is missing. Returns what there is to say of it if nothing can be sent there."""
     admin = AdminClient(_client_settings(settings))
     try:
         cluster = admin.list_topics(timeout=_REQUEST_TIMEOUT_S)
@@ -117,14 +118,15 @@ def _create_topic(settings: Mapping[str, Any], topic: str) -> None:
     if topic in cluster.topics or str(cluster.cluster_id).startswith(
         "mockCluster"
     ):  # the mock has no controller to ask
-        return
+        return ""
     # Without retention.ms=-1, letters that a tool stamps with their original's time would be deleted soon.
     wanted = NewTopic(topic, 1, -1, config={"retention.ms": "-1"})
     try:
         for future in admin.create_topics([wanted], request_timeout=_REQUEST_TIMEOUT_S).values():
             future.result()
-    except KafkaException:
-        pass  # we may not create it: if nobody else does, the delivery reports will tell
+    except KafkaException as error:  # somebody else may create it
+        return f"; the topic is missing and could not be created ({error.args[0].str()}): create it by hand"
+    return ""
 
 
 def _client_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -249,8 +249,9 @@ def _is_refusal(error: Exception) -> bool:
 
 def _one_line(error: Exception) -> str:
     text = str(error) if isinstance(error, EvertrainError) else f"{type(error).__name__}: {error}"
-    text = re.sub(r"//[^/@\s]+@", "//", text)  # no password of an address in a log
-    return " ".join(text.split())[:_ERROR_LENGTH_MAX]
+    text = re.sub(r"//[^/@\s]+@", "//", " ".join(text.split()))  # no password of an address in a log
+    text = re.sub(r"exception \w*Pool\(.*\(Caused by (.*)\)$", r"\1", text)  # MLflow names the address twice more
+    return text[:_ERROR_LENGTH_MAX]
 
 
 def _die_with_parent(descriptor: int) -> None:

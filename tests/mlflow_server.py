@@ -19,10 +19,11 @@ class MLflowServer:
         self._path = path
         self._process = None
         self.uri = f"http://127.0.0.1:{self._port}"
+        self.database = path / "mlflow.db"
 
     def start(self):
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port)]
-        command += ["--backend-store-uri", f"sqlite:///{self._path}/mlflow.db", "--workers", "1"]
+        command += ["--backend-store-uri", f"sqlite:///{self.database}", "--workers", "1"]
         command += ["--artifacts-destination", f"{self._path}/artifacts"]
         with (self._path / "server.log").open("wb") as log:
             self._process = subprocess.Popen(
@@ -46,3 +47,10 @@ class MLflowServer:
             os.killpg(self._process.pid, 9)
             self._process.wait()
             self._process = None
+
+    def wipe(self):
+        """Starts again with an empty database: everything it knew is gone."""
+        self.stop()
+        for path in self._path.glob("mlflow.db*"):
+            path.unlink()
+        self.start()

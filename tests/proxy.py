@@ -27,6 +27,7 @@ class Fault:
 
 
 FINE = Fault()
+REFUSAL = b'{"error_code": "INVALID_PARAMETER_VALUE", "message": "the proxy says no"}'  # as MLflow does with status 400
 Rule = Callable[[str, str], Fault]
 """From method and path to what happens to the request."""
 
@@ -81,7 +82,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._cut()
         body = self.rfile.read(size)
         if fault.status is not None:
-            return self._answer(fault.status, b'{"error": "the proxy says so"}', "application/json", 0.0)
+            return self._answer(fault.status, REFUSAL, "application/json", 0.0)
         try:
             status, answer, kind = self._forward(body)
         except OSError:  # the server is down
@@ -109,6 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
+            self.send_header("Connection", "close")
             self.end_headers()
             for byte in body if trickle_s else ():
                 self.wfile.write(bytes([byte]))
