@@ -44,7 +44,7 @@ def mock_kafka():
 class Trainer:
     """Commits snapshots as the trainer does, and holds the releaser."""
 
-    def __init__(self, path, bootstrap, tracking_uri, name="release", **tables):
+    def __init__(self, path, bootstrap, tracking_uri, name="release", features="release.features", **tables):
         self.name, self.lineage = name, LINEAGE
         self.state_dir = path / "state"
         self.store = LocalStore(self.state_dir)
@@ -54,7 +54,7 @@ class Trainer:
                 "job": {"name": name, "state_dir": str(self.state_dir)},
                 "kafka": {"bootstrap.servers": bootstrap},
                 "features": {
-                    "topic": "release.features",
+                    "topic": features,
                     "numeric": ["distance", {"name": "delay", "nullable": True}],
                     "categorical": ["carrier"],
                 },
@@ -72,7 +72,7 @@ class Trainer:
             "points": self.store.put([json.dumps([point(sequence)]).encode()]) if sequence else None,
             "version": self.store.put([self.version_blob(sequence)]) if version else None,
         }
-        where = {"topic": "release.features", "topic_id": "topic-id", "partition": 0}
+        where = {"topic": self.job.features.topic, "topic_id": "topic-id", "partition": 0}
         manifest = {
             "format": 1,
             "sequence": sequence,

@@ -394,7 +394,7 @@ def kafka_trainer(tmp_path, kafka, topics, hasty):
     """With a real Kafka; MLflow is a file and plays no part."""
     (features,) = topics("release.features")
     tables = {"dead_letters": {"topic": f"{features}.dead"}}
-    trainer = Trainer(tmp_path, kafka.bootstrap, f"sqlite:///{tmp_path}/mlflow.db", features, **tables)
+    trainer = Trainer(tmp_path, kafka.bootstrap, f"sqlite:///{tmp_path}/mlflow.db", features=features, **tables)
     yield trainer
     trainer.releaser.close()
 
