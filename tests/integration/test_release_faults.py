@@ -18,10 +18,11 @@ from pipeline import releaser
 from pipeline.config import DeadLettersConfig
 from pipeline.registry import MLflowRegistry
 from pipeline.releaser import read_marker, released
+from pipeline.store import LocalStore
 from pipeline.version import Candidate, Point
 from tests.mlflow_server import MLflowServer
 from tests.proxy import FINE, Fault, Proxy
-from tests.releasing import LINEAGE, REJECT, Trainer, logged_steps, mock_kafka, read_all, runs, until
+from tests.releasing import LINEAGE, REJECT, WAIT_S, Trainer, logged_steps, mock_kafka, read_all, runs, until
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:::mlflow", "ignore:::torch", "ignore::ResourceWarning"),
@@ -349,6 +350,26 @@ def kill_after(proxy, trainer, requests):
 
     proxy.rule = rule
     return killed
+
+
+def test_a_mirror_that_cannot_be_written_holds_up_nothing_else(tmp_path, proxy, kafka_mock, hasty):
+    target = tmp_path / "mirror"
+    target.write_text("in the way")
+    trainer = Trainer(tmp_path, kafka_mock, proxy.uri, f"job {next(_numbers)}", snapshot={"mirror": str(target)})
+    state = dict.fromkeys(("arrays", "document", "ledger"), trainer.store.put([b"state"])) | {"slabs": []}
+    trainer.commit(0, anchor=0, blobs=state)
+    trainer.releaser.start()
+    try:
+        trainer.commit(1)
+        wait_for_release(trainer, 1)
+        wait_for_error(trainer, "mirror", str(target))
+        assert not trainer.releaser.drain(1)
+        target.unlink()
+        assert trainer.releaser.drain(WAIT_S)
+        assert LocalStore(target).manifest(0) == trainer.store.manifest(0)
+        assert LocalStore(target).get(state["arrays"]) == b"state"
+    finally:
+        trainer.releaser.close()
 
 
 # Whose versions these are ---------------------------------------------------------------------------------------

@@ -1,0 +1,112 @@
+"""The releaser's bookkeeping, without a process: what counts as an error, and what holds up whom."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from consumers.errors import DependencyError
+from pipeline import releaser
+from pipeline.release import Service, Sink, _one_line
+from pipeline.releaser import SINKS, Releaser, released, replace_file
+from pipeline.store import LocalStore, Manifest
+
+
+class Trainer:
+    """The other end of the pipe: what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Any, ...]] = []
+
+    def send(self, message: tuple[Any, ...]) -> None:
+        self.told.append(message)
+
+
+@pytest.fixture
+def trainer() -> Trainer:
+    return Trainer()
+
+
+@pytest.fixture
+def service(tmp_path: Path, trainer: Trainer) -> Service:
+    (tmp_path / "release").mkdir()
+    store = LocalStore(tmp_path)
+    for sequence in range(2):
+        store.commit(sequence, {"sequence": sequence, "owed": {}})
+    return Service(tmp_path, trainer)  # type: ignore[arg-type]
+
+
+def sink_that(service: Service, name: str, effect: Any) -> Sink:
+    sink = next(sink for sink in service._sinks if sink.name == name)
+    sink.effect = effect
+    return sink
+
+
+def status(tmp_path: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((tmp_path / "release" / "status.json").read_text())
+    return document
+
+
+def test_a_failure_is_told_once_and_shown_with_the_time_of_the_next_attempt(
+    service: Service, trainer: Trainer, tmp_path: Path
+) -> None:
+    def fails(_: Manifest) -> None:
+        raise DependencyError("Kafka is away")
+
+    sink = sink_that(service, "dead_letters", fails)
+    for _ in range(3):
+        service._attempt(sink, 0)
+    assert trainer.told == [("line", "dead_letters of snapshot 0 wait (training goes on): Kafka is away")]
+    shown = status(tmp_path)["dead_letters"]
+    assert shown["error"] == "Kafka is away"
+    assert shown["retry_at_ms"] > 0
+    sink.effect = lambda _: None
+    service._attempt(sink, 0)
+    assert trainer.told[1:] == [("line", "dead_letters: released again, from snapshot 0 on")]
+    assert status(tmp_path)["dead_letters"] == {"released": 0, "error": None, "retry_at_ms": None}
+
+
+def test_a_snapshot_that_is_collected_meanwhile_is_no_error(service: Service, trainer: Trainer, tmp_path: Path) -> None:
+    def collected(_: Manifest) -> None:
+        LocalStore(tmp_path).remove([0], [])
+        raise FileNotFoundError("a blob of snapshot 0")
+
+    sink = sink_that(service, "mirror", collected)
+    service._attempt(sink, 0)
+    LocalStore(tmp_path).remove([1], [])
+    service._attempt(sink, 1)  # gone before it was read
+    assert sink.error is None
+    assert trainer.told == []
+
+
+def test_a_mirror_that_fails_holds_up_no_collection(tmp_path: Path) -> None:
+    (tmp_path / "release").mkdir()
+    for sink in SINKS:
+        replace_file(tmp_path / "release" / sink, "-1\n" if sink == "mirror" else "7\n")
+    assert released(tmp_path) == 7
+
+
+def test_an_error_names_its_cause_and_no_password() -> None:
+    error = OSError(
+        "API request to http://user:secret@host:1/api failed with exception HTTPConnectionPool(host='host', port=1): "
+        "Max retries exceeded with url: /api (Caused by ResponseError('too many 503 error responses'))"
+    )
+    assert _one_line(error) == (
+        "OSError: API request to http://host:1/api failed with ResponseError('too many 503 error responses')"
+    )
+
+
+def test_a_process_that_does_not_listen_blocks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(releaser, "_COMMAND", (sys.executable, "-c", "import time; time.sleep(600)"))
+    handle = Releaser(tmp_path)
+    handle.start()
+    try:
+        for sequence in range(50_000):  # more than a pipe holds
+            handle.committed(sequence)
+        assert handle.poll() is None
+    finally:
+        handle.close()
