@@ -9,7 +9,7 @@ from threading import Event
 from typing import Any
 from unittest.mock import patch
 
-from consumers.codecs import build_codec
+from consumers.codecs import Codec, build_codec
 from consumers.inmemory import InMemorySource
 from consumers.kafka import Topic
 from consumers.record import Entry, Messages, Partition, Position, Side, Wait
@@ -96,6 +96,12 @@ def same_state(left: Manifest, right: Manifest) -> bool:
     return bool(left["state_sha256"] == right["state_sha256"] and left["weights_sha256"] == right["weights_sha256"])
 
 
+def codecs(job: JobConfig) -> dict[str, Codec]:
+    """The codec of each topic, features first."""
+    assert job.labels is not None
+    return {topic.topic: build_codec(topic, label_rule(job.learner)) for topic in (job.features, job.labels)}
+
+
 class _Cluster:
     is_mock = False
 
@@ -133,10 +139,8 @@ class _Source:
 
     def entries(self, positions: dict[Partition, Position]) -> Iterator[Entry | Wait]:
         job = self._story.job
-        assert job.labels is not None
-        codecs = {topic.topic: build_codec(topic, label_rule(job.learner)) for topic in (job.features, job.labels)}
-        sides = {job.features.topic: Side.FEATURES, job.labels.topic: Side.LABELS}
-        source = InMemorySource(self._story.found, codecs, sides, job.stream)
+        sides = {name: side for side, name in zip(Side, codecs(job), strict=True)}
+        source = InMemorySource(self._story.found, codecs(job), sides, job.stream)
         for count, entry in enumerate(source.entries(positions)):
             if count == self._entries:
                 raise Killed

@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
 
 from consumers.errors import SnapshotError
 from pipeline import fence
+from pipeline.identity import with_settings
 from pipeline.ledger import unseal
 from pipeline.recovery import chain
+from pipeline.store import LocalStore, Manifest
 from pipeline.train import learn, train
 from tests.lives import Story, same_state
 
 
 def test_a_second_trainer_is_refused_while_the_first_one_lives(tmp_path: Path) -> None:
-    with fence.hold(tmp_path):
-        with pytest.raises(SnapshotError, match="another trainer holds the lock"), fence.hold(tmp_path):
-            pass
+    refused = pytest.raises(SnapshotError, match="another trainer holds the lock")
+    with fence.hold(tmp_path), refused, fence.hold(tmp_path):
+        pass
     with fence.hold(tmp_path):
         pass
 
 
-def test_the_generation_rises_at_every_start_refused_or_not_by_what_comes_after(tmp_path: Path) -> None:
+def test_the_generation_rises_at_every_start(tmp_path: Path) -> None:
     generations = []
     for _ in range(3):
         with fence.hold(tmp_path) as held:
@@ -45,9 +50,9 @@ def test_a_damaged_generation_is_an_error_that_says_what_to_write(tmp_path: Path
 
 def test_a_directory_that_cannot_be_written_to_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(SnapshotError, match="file/state: the state directory cannot be written to: Not a dir"):
-        with fence.hold(tmp_path / "file" / "state"):
-            pass
+    refused = pytest.raises(SnapshotError, match="file/state: the state directory cannot be written to: Not a dir")
+    with refused, fence.hold(tmp_path / "file" / "state"):
+        pass
 
 
 def remove_lock(state_dir: Path) -> None:
@@ -84,7 +89,7 @@ def test_a_trainer_that_was_taken_over_from_commits_nothing_more(
             if count == 5:
                 break
         run.snapshots.commit(run.state)
-        with pytest.raises(SnapshotError, match="another trainer took over .* commits nothing more"):
+        with pytest.raises(SnapshotError, match=r"another trainer took over .* commits nothing more"):
             run.snapshots.wait()
         assert sorted(path.name for path in (story.state_dir / "snapshots").iterdir()) == before
 
@@ -129,26 +134,33 @@ class TestWithoutLocks:
         assert same_state(newer.newest(), Story(tmp_path / "straight").live())
         self.check_chain(newer)
 
-    def test_both_between_fence_and_manifest_one_of_them_gets_the_number(self, tmp_path: Path) -> None:
-        """The older one passed its check just before the newer one began: the manifest's name decides."""
+    @pytest.mark.parametrize("quicker", ["older", "newer"])
+    def test_if_the_older_one_had_its_check_behind_it_one_of_them_gets_the_number(
+        self, tmp_path: Path, quicker: str
+    ) -> None:
         older, newer = Story(tmp_path), Story(tmp_path)
+        older.releases = newer.releases = False
         with older.opened(entries=30) as first:
             entries = first.source.entries(first.state.positions)
             learn(first.state, next(entries))
             reached, go_on = Event(), Event()
-            first.snapshots._fence = lambda: (reached.set(), go_on.wait(30))  # type: ignore[func-returns-value, return-value]
+            first.snapshots._fence = lambda: (reached.set(), go_on.wait(30))[0]
             first.snapshots.commit(first.state)
             assert reached.wait(30)
             with newer.opened(entries=6) as second:
-                for entry in second.source.entries(second.state.positions):
-                    learn(second.state, entry)
-                    second.snapshots.commit(second.state)
-                    break
-                second.snapshots.wait()
-                go_on.set()
-                with pytest.raises(SnapshotError, match=r"000000000001\.json: another trainer wrote this snapshot"):
-                    first.snapshots.wait()
+                learn(second.state, next(second.source.entries(second.state.positions)))
+                for each in (first, second) if quicker == "older" else (second, first):
+                    if each is first:
+                        go_on.set()
+                    else:
+                        second.snapshots.commit(second.state)
+                    with nullcontext() if each is (first if quicker == "older" else second) else self.refused():
+                        each.snapshots.wait()
+        assert same_state(newer.live(), Story(tmp_path / "straight").live())
         self.check_chain(newer)
+
+    def refused(self) -> Any:
+        return pytest.raises(SnapshotError, match=r"000000000001\.json: another trainer wrote this snapshot")
 
     def check_chain(self, story: Story) -> None:
         """From the newest snapshot back to the first, no offset is learned twice and none is missing."""
@@ -165,3 +177,30 @@ class TestWithoutLocks:
 def test_the_lock_is_not_inherited_by_the_processes_a_trainer_starts(tmp_path: Path) -> None:
     with fence.hold(tmp_path) as held:
         assert not os.get_inheritable(held._lock)
+
+
+def test_a_start_that_fails_gives_up_the_lock_only_when_nothing_is_written_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A changed setting is committed at once; Kafka goes away a moment later."""
+    story = Story(tmp_path)
+    story.live(entries=2)
+    story.job = with_settings(story.job, {"monitor.frozen_after": 7})
+    locked = []
+    commit = LocalStore.commit
+
+    def slow_commit(store: LocalStore, sequence: int, manifest: Manifest) -> str:
+        failed.wait(30)
+        time.sleep(0.1)
+        with pytest.raises(SnapshotError, match="holds the lock"), fence.hold(story.state_dir):
+            pass
+        locked.append(sequence)
+        return commit(store, sequence, manifest)
+
+    failed = Event()
+    monkeypatch.setattr(LocalStore, "commit", slow_commit)
+    monkeypatch.setattr("tests.lives._Source", lambda *_: failed.set() or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        story.live()
+    assert locked == [2]
+    assert story.newest()["sequence"] == 2

@@ -89,10 +89,11 @@ def test_a_damaged_manifest_is_set_aside_and_the_run_is_the_same_in_the_end(
     with caplog.at_level(logging.WARNING):
         resumed = story.live()
 
-    assert "snapshot 8 is set aside" in caplog.text and "going on from 7" in caplog.text
+    assert "snapshot 8 is set aside" in caplog.text
+    assert "going on from 7" in caplog.text
     assert set_aside(story) == [8]
     assert 8 not in story.store.sequences()  # its number is never used again
-    assert [n for n in story.store.sequences() if n > 7][0] == 9
+    assert next(n for n in story.store.sequences() if n > 7) == 9
     assert same_state(resumed, straight)
 
 
@@ -162,7 +163,7 @@ def test_rolled_back_it_is_a_lineage_of_its_own_with_what_it_comes_from(story: S
     assert set_aside(story) == [7, 8]
     assert rolled_back["lineage"] != first
     assert rolled_back["ancestors"] == [first]
-    assert [n for n in story.store.sequences() if n > 6][0] == 9
+    assert next(n for n in story.store.sequences() if n > 6) == 9
     assert same_state(rolled_back, straight)
     again = story.live(Start(rollback_to=story.newest()["sequence"]))
     assert again["ancestors"] == [first, rolled_back["lineage"]]
