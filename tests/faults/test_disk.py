@@ -164,10 +164,13 @@ def test_a_disk_that_is_really_full(straight: Manifest, tmp_path: Path) -> None:
     code = "import pathlib, sys, tests.faults.test_disk as t; t.on_a_small_disk(pathlib.Path(sys.argv[1]))"
     mount = 'mount -t tmpfs -o size=4m tmpfs "$1" && shift && exec "$@"'
     inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh", str(tmp_path)]
-    if shutil.which("unshare") is None or subprocess.run([*inside, "true"], capture_output=True).returncode:
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*inside, "true"], capture_output=True, check=False).returncode
+    ):
         pytest.skip("this system lets nobody mount a file system of their own")
     command = [*inside, sys.executable, "-c", code, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     held, state_sha256 = done.stdout.splitlines()
     assert "waits for room on disk" in held
