@@ -152,8 +152,7 @@ class Join:
         """Waiting events of each partition, counted in the slabs themselves."""
         waiting_P = np.zeros(len(self.counts_PO), np.int64)
         for table in self._tables:
-            for slab in table.order:
-                count_waiting(table.rows, *table.bounds(slab), waiting_P)
+            table.count_waiting(waiting_P)
         return waiting_P
 
     @property
@@ -190,11 +189,13 @@ class Join:
         self.counts_PO = counts_PO.copy()
         self.watermark = watermark
         self.filled_in = filled_in
+        files: dict[tuple[int, int], Path] = {}
         for view in slabs:
             self._make_room(view.side)
             self._tables[view.side].load(view)
             if view.file is not None:
-                self._spill({(view.side, view.number): view.file})
+                files[view.side, view.number] = view.file
+            self._spill(files)
 
     def configure(self, config: JoinConfig) -> None:
         """Takes over changed limits, up to `room`; evicts down to a smaller one. Raises ConfigError."""
@@ -204,7 +205,7 @@ class Join:
             self._evict()
 
     def _check(self, config: JoinConfig) -> None:
-        if min(config.memory, config.limit) < self._least:
+        if config.memory < self._least:
             raise ConfigError(
                 f"join.memory is {config.memory:,} B; slabs of {config.slab_rows:,} rows need at least "
                 f"{self._least:,} B here. Raise join.memory or, for a new job, lower join.slab_rows"

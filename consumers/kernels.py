@@ -72,6 +72,7 @@ class TableRows(NamedTuple):
     label_R: Float32s  # [0] for features
     status_R: Bytes1
     index_H: npt.NDArray[np.signedinteger[Any]]  # physical row or -1; a stale row is harmless
+    tag_H: Bytes1  # a byte of that row's key: where it differs, the row, which may lie on disk, is not read
     oldest_waiting_P: Int64s  # lower bound of the event times of waiting rows
     newest_P: Int64s
     cursor_4: Int64s  # next row, end of the open slab, its physical number, index places in use
@@ -105,11 +106,12 @@ def find(table: TableRows, low: np.uint64, high: np.uint64) -> int:
     """The physical row that holds a key, or -1."""
     mask = len(table.index_H) - 1
     place = np.int64(low) & mask
+    tag = np.uint8(high)
     while True:
         row = table.index_H[place]
         if row < 0:
             return -1
-        if table.key_R2[row, 0] == low and table.key_R2[row, 1] == high:
+        if table.tag_H[place] == tag and table.key_R2[row, 0] == low and table.key_R2[row, 1] == high:
             status = table.status_R[row]
             if status not in (Status.EMPTY, Status.WITHDRAWN):
                 return int(row)
@@ -125,7 +127,9 @@ def touch(table: TableRows, events: EventRows, start: int) -> int:
     mask = len(table.index_H) - 1
     total = np.int64(0)
     for event in range(start, len(events.key_N2)):
-        row = max(table.index_H[np.int64(events.key_N2[event, 0]) & mask], 0)
+        place = np.int64(events.key_N2[event, 0]) & mask
+        meets = table.tag_H[place] == np.uint8(events.key_N2[event, 1])
+        row = max(table.index_H[place], 0) * meets
         total += np.int64(table.key_R2[row, 0]) + table.status_R[row] + table.event_time_R[row]
     return int(total)
 
@@ -145,6 +149,7 @@ def _enter(table: TableRows, row: int) -> None:
             break
         place = (place + 1) & mask
     table.index_H[place] = row
+    table.tag_H[place] = np.uint8(table.key_R2[row, 1])
 
 
 @njit_cached

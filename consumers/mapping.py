@@ -64,7 +64,7 @@ def unmap(arrays: Iterable[npt.NDArray[Any]]) -> None:
 
 
 def release(arrays: Iterable[npt.NDArray[Any]]) -> None:
-    """Drops what was read of mapped arrays from this process's memory; it is read again when it is needed."""
+    """Gives the memory of arrays back: mapped ones are read again when they are needed, others are all zeros then."""
     for array in arrays:
         _madvise(array, _MADV_DONTNEED)
 

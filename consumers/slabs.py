@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from consumers import mapping
-from consumers.kernels import END, LAST_TIME, NEXT, SLAB, USED, Status, TableRows, enter
+from consumers.kernels import END, LAST_TIME, NEXT, SLAB, USED, Status, TableRows, count_waiting, enter
 from consumers.record import NEVER, Bytes1, Int64s, Side
 
 INDEX_MIN = 1024
@@ -83,6 +84,7 @@ class SlabTable:
         }
         self.order: deque[int] = deque()  # physical slabs, oldest first; the last one is being filled
         self._free = list(range(capacity))  # a heap: the lowest first, so that memory is used again
+        self._whole_pages = slab_rows % mapping.PAGE == 0
         self._next_number = 0
         self._pinned: set[int] = set()
         self._pinned_number = 0
@@ -95,6 +97,7 @@ class SlabTable:
             label_R=self.columns.get("label", np.empty(0, np.float32)),
             status_R=mapping.reserve((rows,), np.dtype(np.uint8)),
             index_H=np.full(INDEX_MIN, -1, np.int32 if rows < 2**31 else np.int64),
+            tag_H=np.empty(INDEX_MIN, np.uint8),
             oldest_waiting_P=np.empty(capacity, np.int64),
             newest_P=np.empty(capacity, np.int64),
             cursor_4=np.zeros(4, np.int64),
@@ -108,8 +111,12 @@ class SlabTable:
     @property
     def resident_bytes(self) -> int:
         """Bytes in memory: the slabs that are not mapped, the status of those that are, and the index."""
-        mapped = len(self._mapped)
-        return self.nbytes - mapped * (self.slab_bytes - self.slab_rows) + self.rows.index_H.nbytes
+        slabs, mapped = len(self.order) + len(self._dropped), len(self._mapped)
+        return slabs * self.slab_bytes - mapped * (self.slab_bytes - self.slab_rows) + self._index_bytes
+
+    @property
+    def _index_bytes(self) -> int:
+        return self.rows.index_H.nbytes + self.rows.tag_H.nbytes
 
     @property
     def next_row(self) -> int:
@@ -123,6 +130,7 @@ class SlabTable:
 
     def open_slab(self) -> None:
         """Begins a new slab; the last one must be full. The caller has made sure that one is free."""
+        self.release()
         slab = heapq.heappop(self._free)
         self.order.append(slab)
         self._next_number += 1
@@ -138,11 +146,12 @@ class SlabTable:
         self.rows.status_R[start:stop] = Status.EMPTY
         if slab in self._mapped:
             self._mapped.remove(slab)
-            mapping.unmap(self._columns_of(slab).values())
-        if slab in self._pinned:
+            mapping.unmap(self._columns_of(slab, slab).values())
+            heapq.heappush(self._free, slab)
+        elif slab in self._pinned:
             self._dropped.append(slab)
         else:
-            heapq.heappush(self._free, slab)
+            self._give_back(slab)
 
     def pin(self) -> None:
         """From here on no slab in use is filled anew, not even once it is dropped: it is being written."""
@@ -151,14 +160,14 @@ class SlabTable:
 
     @property
     def has_unwritten(self) -> bool:
-        """Whether a slab became full since `pin`."""
+        """Whether a slab became full since `pin` or `load`."""
         return self._next_number > self._pinned_number
 
     def unpin(self) -> None:
         """The slabs are written."""
         self._pinned = set()
         for slab in self._dropped:
-            heapq.heappush(self._free, slab)
+            self._give_back(slab)
         self._dropped = []
 
     def spill_oldest(self, files: Mapping[int, Path]) -> bool:
@@ -166,15 +175,22 @@ class SlabTable:
         first = self._next_number - len(self.order)
         for number, slab in enumerate(self.order, first):
             if slab not in self._mapped and number in files:
-                mapping.map_file(files[number], self._columns_of(slab))
+                mapping.map_file(files[number], self._columns_of(slab, slab))
                 self._mapped.add(slab)
                 return True
         return False
 
     def release(self) -> None:
         """Gives back the memory that looking things up in mapped slabs has taken."""
-        for slab in self._mapped:
-            mapping.release(self._columns_of(slab).values())
+        for first, last in _runs(sorted(self._mapped)):
+            mapping.release(self._columns_of(first, last).values())
+
+    def count_waiting(self, waiting_P: Int64s) -> None:
+        """Adds the waiting rows by partition."""
+        for slab in self.order:
+            count_waiting(self.rows, *self.bounds(slab), waiting_P)
+            if slab in self._mapped:
+                mapping.release([self._columns_of(slab, slab)["partition"]])
 
     def reserve(self, rows: int) -> None:
         """Makes the index ready for up to `rows` inserts: it is never more than half in use."""
@@ -182,14 +198,17 @@ class SlabTable:
         if (int(self.rows.cursor_4[USED]) + rows) * 2 <= size:
             return
         filled = sum(stop - start for start, stop in map(self.bounds, self.order))
-        while size < 4 * (filled + rows):
+        while size < 3 * (filled + rows):
             size *= 2
         if size > len(self.rows.index_H):
-            self.rows = self.rows._replace(index_H=np.empty(size, self.rows.index_H.dtype))
+            self._size_index(0)  # the old one goes before the new one comes
+            self._size_index(size)
         self.rows.index_H.fill(-1)
         self.rows.cursor_4[USED] = 0
         for slab in self.order:
             enter(self.rows, *self.bounds(slab))
+            if slab in self._mapped:
+                mapping.release([self._columns_of(slab, slab)["key"]])
 
     def store(self, first: int, taken_M: Int64s, columns_N: Mapping[str, npt.NDArray[Any]]) -> None:
         """Copies the rows `taken_M` of each column to the physical rows from `first` on."""
@@ -214,6 +233,7 @@ class SlabTable:
         self.reserve(count)
         self._next_number = view.number
         self.open_slab()
+        self._pinned_number = self._next_number  # full slabs of a snapshot are written
         rows, slab, start = self.rows, self.order[-1], self.next_row
         for name, column in self.columns.items():
             column[start : start + count] = view.columns[name]
@@ -224,6 +244,24 @@ class SlabTable:
         rows.cursor_4[NEXT] += count
         enter(rows, start, start + count)
 
-    def _columns_of(self, slab: int) -> dict[str, npt.NDArray[Any]]:
-        start = slab * self.slab_rows
-        return {name: column[start : start + self.slab_rows] for name, column in self.columns.items()}
+    def _size_index(self, size: int) -> None:
+        kind = self.rows.index_H.dtype
+        self.rows = self.rows._replace(index_H=np.empty(size, kind), tag_H=np.empty(size, np.uint8))
+
+    def _give_back(self, slab: int) -> None:
+        """A dropped slab's place is free, and its memory the system's: it is no part of `resident_bytes` any more."""
+        if self._whole_pages:
+            mapping.release(self._columns_of(slab, slab).values())
+        heapq.heappush(self._free, slab)
+
+    def _columns_of(self, first: int, last: int) -> dict[str, npt.NDArray[Any]]:
+        """The columns of the physical slabs from `first` to `last`, which is one of them."""
+        start, stop = first * self.slab_rows, (last + 1) * self.slab_rows
+        return {name: column[start:stop] for name, column in self.columns.items()}
+
+
+def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:
+    """First and last of each run of numbers that follow one another."""
+    for _, run in groupby(enumerate(numbers), lambda place: place[1] - place[0]):
+        found = [number for _, number in run]
+        yield found[0], found[-1]

@@ -27,13 +27,13 @@ class SnapshotCadence:
         due = (
             state.owed.version_due
             or state.join.wants_commit
+            or sum(letters.rejects.nbytes for letters in state.owed.letters) > OWED_BYTES_MAX
             or (
                 not busy
                 and bool(state.ledger)
                 and (
                     crossed(self._every, self._committed_rows, state.trained)
                     or (self._every.ms is not None and (now - self._committed_at) * 1000 >= self._every.ms)
-                    or sum(letters.rejects.nbytes for letters in state.owed.letters) > OWED_BYTES_MAX
                 )
             )
         )

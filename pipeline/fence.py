@@ -5,11 +5,11 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from consumers.errors import SnapshotError
-from pipeline.store import fsync_directory, fsync_file
+from pipeline.store import fsync_directory, write_new
 
 
 class Fence:
@@ -41,19 +41,26 @@ class Fence:
 
 @contextmanager
 def hold(state_dir: Path) -> Iterator[Fence]:
-    """Takes the lock and raises the generation. Raises SnapshotError if another trainer holds the lock."""
-    state_dir.mkdir(parents=True, exist_ok=True)
-    lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
+    """Takes the lock and raises the generation.
+
+    Raises SnapshotError if another trainer holds the lock, or nothing can be written here.
+    """
+    with ExitStack() as cleanup:
         try:
+            state_dir.mkdir(parents=True, exist_ok=True)
+            lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            cleanup.callback(os.close, lock)
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fence = Fence(state_dir, lock)
         except BlockingIOError:
             raise SnapshotError(
                 f"{state_dir}: another trainer holds the lock; stop it first, or use another job.state_dir"
             ) from None
-        yield Fence(state_dir, lock)
-    finally:
-        os.close(lock)
+        except OSError as error:
+            raise SnapshotError(
+                f"{error.filename or state_dir}: the state directory cannot be written to: {error.strerror}"
+            ) from None
+        yield fence
 
 
 def _read_generation(state_dir: Path) -> int:
@@ -68,8 +75,6 @@ def _read_generation(state_dir: Path) -> int:
 
 
 def _write_generation(state_dir: Path, generation: int) -> None:
-    temporary = state_dir / f".generation.{os.getpid()}.tmp"
-    temporary.write_text(f"{generation}\n")
-    fsync_file(temporary)
+    temporary = write_new(state_dir, [b"%d\n" % generation])
     temporary.rename(state_dir / "generation")
     fsync_directory(state_dir)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 
 from consumers.errors import SnapshotError
 from pipeline.ledger import seal, unseal
@@ -11,6 +12,8 @@ from pipeline.retention import Kept
 from pipeline.store import Manifest, Store
 
 log = logging.getLogger("evertrain")
+
+_COPY_BACK = "Copy the state directory back from snapshot.mirror or a backup, or begin anew with another job.state_dir"
 
 
 def newest_valid(store: Store, newest_format: int, attempted: int) -> Manifest | None:
@@ -24,7 +27,7 @@ def newest_valid(store: Store, newest_format: int, attempted: int) -> Manifest |
         attempted: the newest snapshot of which anything may have been released.
 
     Raises:
-        SnapshotError: none verifies, one that does not was released already, or it is of another format.
+        SnapshotError: none verifies, a newer one was released already, or it is of another format.
     """
     bad: dict[int, str] = {}
     for sequence in reversed(store.sequences()):
@@ -33,27 +36,59 @@ def newest_valid(store: Store, newest_format: int, attempted: int) -> Manifest |
         except _DamagedError as error:
             bad[sequence] = str(error)
             continue
-        _set_aside(store, bad, attempted, manifest)
+        _check_released(manifest["sequence"], attempted, bad)
+        for damaged, why in bad.items():
+            log.warning("snapshot %d is set aside: %s; going on from %d", damaged, why, sequence)
+            store.set_aside(damaged)
         store.sync(sequence)
         return manifest
     if bad:
         raise SnapshotError(
-            f"none of the {len(bad)} snapshots can be read, the newest because: {next(iter(bad.values()))}. Copy the "
-            "state directory back from snapshot.mirror or a backup, or begin anew with another job.state_dir"
+            f"none of the {len(bad)} snapshots can be read, the newest because: {next(iter(bad.values()))}. "
+            f"{_COPY_BACK}"
+        )
+    if attempted >= 0:
+        raise SnapshotError(
+            f"there is no snapshot, but release/ says that snapshot {attempted} was released. {_COPY_BACK}"
         )
     return None
 
 
+def _check_released(newest: int, attempted: int, bad: dict[int, str]) -> None:
+    """Raises SnapshotError if anything was released of a snapshot that is newer than the newest that verifies."""
+    if attempted > newest:
+        why = f"cannot be read any more ({bad[attempted]})" if attempted in bad else "is not there any more"
+        raise SnapshotError(
+            f"snapshot {attempted} {why}, but something of it was already released. Copy the state directory back "
+            f"from a backup, or go back to snapshot {newest} in a lineage of its own with --rollback-to {newest}"
+        )
+
+
 def roll_back(store: Store, sequence: int, newest_format: int) -> Manifest:
-    """Sets all snapshots after `sequence` aside and returns that one. Raises SnapshotError if it is not there."""
-    if sequence not in store.sequences():
-        there = ", ".join(map(str, store.sequences()[-10:])) or "none"
-        raise SnapshotError(f"there is no snapshot {sequence} to roll back to; the newest are: {there}")
-    manifest = _readable(store, sequence, newest_format)
+    """Sets all snapshots after `sequence` aside and returns that one.
+
+    Raises SnapshotError if it is not there, or only its ledger is.
+    """
+    try:
+        manifest = _readable(store, sequence, newest_format)
+    except _DamagedError as error:
+        whole = ", ".join(map(str, _whole(store))) or "none"
+        raise SnapshotError(
+            f"cannot go back to snapshot {sequence}: {error}. These can be gone back to: {whole}"
+        ) from None
     for later in reversed(store.sequences()):
         if later > sequence:
             store.set_aside(later)
     return manifest
+
+
+def _whole(store: Store) -> Iterator[int]:
+    """The snapshots whose state is there, newest first: of most, only the ledger is kept."""
+    blobs = store.blobs()
+    for sequence in reversed(store.sequences()):
+        with suppress(SnapshotError):
+            if Kept.of(store.manifest(sequence)).state <= blobs:
+                yield sequence
 
 
 def retained(store: Store, released: int) -> Iterator[Kept]:
@@ -134,16 +169,3 @@ def _readable(store: Store, sequence: int, newest_format: int) -> Manifest:
     except SnapshotError as error:
         raise _DamagedError(str(error)) from None
     return manifest
-
-
-def _set_aside(store: Store, bad: dict[int, str], attempted: int, good: Manifest) -> None:
-    released = [sequence for sequence in bad if sequence <= attempted]
-    if released:
-        raise SnapshotError(
-            f"snapshot {released[0]} cannot be read any more ({bad[released[0]]}), but something of it was already "
-            f"released. Copy the state directory back from a backup, or go back to snapshot {good['sequence']} "
-            f"in a lineage of its own with --rollback-to {good['sequence']}"
-        )
-    for sequence, why in bad.items():
-        log.warning("snapshot %d is set aside: %s; going on from %d", sequence, why, good["sequence"])
-        store.set_aside(sequence)

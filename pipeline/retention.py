@@ -16,7 +16,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from pipeline.store import Manifest
 
@@ -25,6 +26,17 @@ ANCHORS_MAX = 168
 
 SPARSE_EVERY, SPARSE_MAX = 24, 90
 """... every 24th, 90 of these: three months of daily ones."""
+
+
+class Parts(NamedTuple):
+    """Which blobs of a snapshot are kept."""
+
+    state: bool = False
+    ledger: bool = False
+    owed: bool = False
+
+
+NOTHING, EVERYTHING = Parts(), Parts(True, True, True)
 
 
 @dataclass(slots=True)
@@ -37,7 +49,12 @@ class Kept:
     ledger: str
     owed: frozenset[str]
     owed_bytes: int
-    holds: frozenset[str] = field(default_factory=frozenset)  # blobs kept for it now
+    parts: Parts = NOTHING  # kept now
+
+    def blobs(self) -> set[str]:
+        """Those of the parts that are kept."""
+        ledger = {self.ledger} if self.parts.ledger else set()
+        return ledger.union(self.state if self.parts.state else (), self.owed if self.parts.owed else ())
 
     @classmethod
     def of(cls, manifest: Manifest) -> Kept:
@@ -60,15 +77,15 @@ class Retention:
 
     def __init__(self, keep: int, kept: Iterable[Kept] = ()) -> None:
         self._keep = keep
-        self._kept: list[Kept] = list(kept)
+        self._kept: list[Kept] = []
         self._needed: Counter[str] = Counter()
-        for entry in self._kept:
-            self._hold(entry, entry.state | entry.owed | {entry.ledger})
+        for entry in kept:
+            self.add(entry)
 
     def add(self, entry: Kept) -> None:
         """A new snapshot, the newest one."""
         self._kept.append(entry)
-        self._hold(entry, entry.state | entry.owed | {entry.ledger})
+        self._hold(entry, EVERYTHING)
 
     def owed_bytes(self, released: int) -> int:
         """Bytes that snapshots after `released` owe the outside world."""
@@ -85,27 +102,17 @@ class Retention:
             released: the newest snapshot that owes nothing, nor does any before it.
         """
         with_state, ledgers_from = self._plan()
+        oldest = min(with_state)
         owed_from = min(released + 1, self._kept[-self._keep :][0].sequence)
-        removed: list[int] = []
         garbage: list[str] = []
         for entry in self._kept:
-            keeps_ledger = (
-                entry.sequence in with_state
-                or entry.sequence >= ledgers_from
-                or (entry.anchor is not None and entry.sequence >= min(with_state))
-            )
-            holds = frozenset(
-                (entry.state if entry.sequence in with_state else frozenset())
-                | ({entry.ledger} if keeps_ledger else frozenset())
-                | (entry.owed if entry.sequence >= owed_from else frozenset())
-            )
-            if holds != entry.holds:
-                garbage += self._hold(entry, holds)
-            if not holds and entry.sequence < owed_from:
-                removed.append(entry.sequence)
-        if removed:
-            gone = set(removed)
-            self._kept = [entry for entry in self._kept if entry.sequence not in gone]
+            sequence, has_state = entry.sequence, entry.sequence in with_state
+            has_ledger = has_state or sequence >= ledgers_from or (entry.anchor is not None and sequence >= oldest)
+            parts = Parts(has_state, has_ledger, sequence >= owed_from)
+            if parts != entry.parts:
+                garbage += self._hold(entry, parts)
+        removed = [entry.sequence for entry in self._kept if entry.parts == NOTHING]
+        self._kept = [entry for entry in self._kept if entry.parts != NOTHING]
         return removed, garbage
 
     def _plan(self) -> tuple[set[int], int]:
@@ -117,15 +124,15 @@ class Retention:
         covering = [entry.sequence for entry in anchors if entry.sequence < newest[0]]
         return {*newest, *(entry.sequence for entry in kept)}, covering[-1] if covering else 0
 
-    def _hold(self, entry: Kept, holds: frozenset[str]) -> list[str]:
-        """Keeps just these blobs for an entry, and returns those that nobody needs any more."""
-        for sha256 in holds - entry.holds:
-            self._needed[sha256] += 1
-        dropped = []
-        for sha256 in entry.holds - holds:
-            self._needed[sha256] -= 1
-            if not self._needed[sha256]:
-                del self._needed[sha256]
-                dropped.append(sha256)
-        entry.holds = holds
-        return dropped
+    def _hold(self, entry: Kept, parts: Parts) -> list[str]:
+        """Keeps just these parts of an entry, and returns the blobs that nobody needs any more."""
+        before = entry.blobs()
+        entry.parts = parts
+        now = entry.blobs()
+        self._needed.update(now - before)
+        dropped = before - now
+        self._needed.subtract(dropped)
+        garbage = [sha256 for sha256 in dropped if not self._needed[sha256]]
+        for sha256 in garbage:
+            del self._needed[sha256]
+        return garbage

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event
@@ -60,17 +60,19 @@ class Run:
             return
         hold = entry.hold if isinstance(entry, Wait) else ""
         self.report("holding" if hold else "training", hold or None)
-        if self.releaser.refusal:
-            raise SnapshotError(self.releaser.refusal)
         limit = self.job.snapshot.owed_max
-        while (owed := self.snapshots.owed_bytes) > limit and not self.stop.is_set():
+        while not self.stop.is_set():
+            if self.releaser.refusal:
+                raise SnapshotError(self.releaser.refusal)
+            owed = self.snapshots.owed_bytes
+            if owed <= limit:
+                break
             self.report("holding", f"{owed:,} B wait to be released, more than snapshot.owed_max = {limit:,} B")
             time.sleep(0.5)
 
     def wait_for_disk(self, trouble: str | None) -> bool:
         """Says why the learner waits for a snapshot to be written; true if it is to give up."""
-        if trouble:
-            self.report("holding", trouble)
+        self.report("holding" if trouble else "committing", trouble)
         return self.stop.is_set()
 
     def report(self, phase: str, hold: str | None = None) -> None:
@@ -115,10 +117,11 @@ def open_run(job: JobConfig, bounds: Bounds, start: Start, stop: Event) -> Itera
     Raises DependencyError (Kafka), SnapshotError, StreamError or ConfigError.
     """
     state_dir = job.job.state_dir
-    with hold(state_dir) as fence:
+    with hold(state_dir) as fence, ExitStack() as opened:  # what is opened first is closed last
         cluster = Cluster(job.kafka)
         topics = [cluster.topic(config.topic) for config in (job.features, job.labels) if config]
         releaser = Releaser(state_dir)
+        opened.callback(releaser.close)
         snapshots = Snapshots(
             LocalStore(state_dir),
             job,
@@ -126,6 +129,7 @@ def open_run(job: JobConfig, bounds: Bounds, start: Start, stop: Event) -> Itera
             released=lambda: released(state_dir),
             fence=fence.check,
         )
+        opened.callback(snapshots.close)  # nothing is written once the lock is given up
         manifest = _choose(snapshots, state_dir, start)
         if manifest is None:
             state = _begin(job, snapshots, cluster, topics, bounds, start)
@@ -135,17 +139,13 @@ def open_run(job: JobConfig, bounds: Bounds, start: Start, stop: Event) -> Itera
             if not bounds.stops:  # a replay reads what it was told
                 _add(state, new, cluster)
         source = _source(job, cluster, topics, state, bounds, start)
+        opened.callback(source.close)
         status = StatusFile(state_dir / "status.json", job.job.name)
         cadence = SnapshotCadence(job.snapshot.every, time.monotonic, state.trained)
         run = Run(job, state, source, snapshots, cadence, releaser, status, stop)
         snapshots.on_wait = run.wait_for_disk
         releaser.start()
-        try:
-            yield run
-        finally:
-            source.close()
-            snapshots.close()  # nothing is written once the lock is given up
-            releaser.close()
+        yield run
 
 
 def _choose(snapshots: Snapshots, state_dir: Path, start: Start) -> Manifest | None:

@@ -158,10 +158,13 @@ class Snapshots:
 
     @property
     def busy(self) -> bool:
-        """Whether a commit is still being written; raises what went wrong with the last one."""
+        """Whether a commit is being written, and nothing hinders it; raises what went wrong with the last one.
+
+        Not so while the disk is full: a commit that falls due then waits, and says why.
+        """
         if self._writing is not None and self._writing[0].done():
             self._finish()
-        return self._writing is not None
+        return self._writing is not None and self.trouble is None
 
     def wait(self) -> None:
         """Waits until the last commit is durable. Raises what went wrong with it."""
@@ -201,26 +204,35 @@ class Snapshots:
         state.join.unpin({key: path for key, path in files.items() if path is not None})
 
     def _persist(self, sealed: _Sealed) -> None:
-        """Writes a snapshot; waits and tries again while the disk is full. Runs in the writer thread."""
+        """Writes a snapshot, then collects what need not be kept any more. Runs in the writer thread."""
+        self._insist(sealed, lambda: self._write(sealed))
+        removed, garbage = self._retention.collect(self._released())
+        self._insist(sealed, lambda: self._store.remove(removed, garbage))
+
+    def _insist(self, sealed: _Sealed, step: Callable[[], None]) -> None:
+        """Takes a step that may be repeated: waits and tries again while the disk is full."""
+        snapshot_id = sealed.manifest["snapshot_id"]
         while True:
             try:
-                self._write(sealed)
-                self._store.remove(*self._retention.collect(self._released()))
+                step()
                 self.trouble = None
                 return
             except OSError as error:
                 what = f"{error.filename or 'the state directory'}: {error.strerror}"
                 if error.errno not in _PASSING:
                     raise SnapshotError(
-                        f"snapshot {sealed.manifest['snapshot_id']} cannot be written: {what}. What was learned since "
-                        "the one before is learned again at the next start; mend the disk first"
+                        f"snapshot {snapshot_id} cannot be written: {what}. What was learned since the one before is "
+                        "learned again at the next start; mend the disk first"
                     ) from error
-                self.trouble = f"snapshot {sealed.manifest['snapshot_id']} waits for room on disk ({what}): free some"
+                self.trouble = f"snapshot {snapshot_id} waits for room on disk ({what}): free some"
                 if self._giving_up.wait(_RETRY_S):
                     raise SnapshotError(self.trouble) from error
 
     def _write(self, sealed: _Sealed) -> None:
-        """The commit: blobs, fence, manifest; from then on it counts, and may be released. May be repeated."""
+        """The commit: blobs, fence, manifest; from then on it counts, and may be released.
+
+        May be repeated as long as it raises: nothing is booked before the manifest is durable.
+        """
         store, manifest, image, sequence = self._store, sealed.manifest, sealed.image, sealed.manifest["sequence"]
         full = {(int(slab.side), slab.number): slab.columns for slab in image.slabs if slab.full}
         self._slab_blobs = {

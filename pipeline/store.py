@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -109,7 +111,7 @@ class LocalStore:
 
     def put(self, parts: Iterable[Buffer]) -> str:
         digest = hashlib.sha256()
-        temporary = _write_new(self._blobs, parts, digest)
+        temporary = write_new(self._blobs, parts, digest)
         name = digest.hexdigest()
         os.rename(temporary, self._blobs / name)
         fsync_directory(self._blobs)
@@ -117,37 +119,29 @@ class LocalStore:
 
     def get(self, sha256: str) -> bytes:
         path = self._blobs / sha256
-        try:
+        with _reading(path, "blob"):
             data = path.read_bytes()
-        except FileNotFoundError:
-            raise SnapshotError(f"{path}: the blob is missing") from None
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise SnapshotError(f"{path}: the blob is damaged (its hash does not match its name)")
+        _check_hash(path, hashlib.sha256(data), sha256)
         return data
 
     def verify(self, sha256: str) -> None:
         path, digest = self._blobs / sha256, hashlib.sha256()
-        try:
-            with path.open("rb", buffering=0) as file:
-                while data := file.read(_READ_BYTES):
-                    digest.update(data)
-        except FileNotFoundError:
-            raise SnapshotError(f"{path}: the blob is missing") from None
-        if digest.hexdigest() != sha256:
-            raise SnapshotError(f"{path}: the blob is damaged (its hash does not match its name)")
+        with _reading(path, "blob"), path.open("rb", buffering=0) as file:
+            while data := file.read(_READ_BYTES):
+                digest.update(data)
+        _check_hash(path, digest, sha256)
 
     def file(self, sha256: str) -> Path | None:
         return self._blobs / sha256
 
     def commit(self, sequence: int, manifest: Manifest) -> str:
         target, data = self._manifest_path(sequence), encode_manifest(manifest)
-        temporary = _write_new(self._manifests, [data])
+        temporary = write_new(self._blobs, [data])  # where the next start clears up what a crash has left
         try:
             os.link(temporary, target)  # unlike rename, a link never replaces another writer's manifest
         except FileExistsError:
-            if (
-                target.read_bytes() != data
-            ):  # the same may be written again: the attempt before broke off behind the link
+            # The same may be written again: the attempt before broke off behind the link.
+            if target.read_bytes() != data:
                 raise SnapshotError(
                     f"{target}: another trainer wrote this snapshot; only one may use {self.path}"
                 ) from None
@@ -160,10 +154,9 @@ class LocalStore:
 
     def manifest(self, sequence: int) -> Manifest:
         path = self._manifest_path(sequence)
-        try:
-            return decode_manifest(path.read_bytes(), str(path))
-        except FileNotFoundError:
-            raise SnapshotError(f"{path}: the manifest is missing") from None
+        with _reading(path, "manifest"):
+            data = path.read_bytes()
+        return decode_manifest(data, str(path))
 
     def checksum(self, sequence: int) -> str | None:
         try:
@@ -263,11 +256,29 @@ class MemoryStore:
         return set(self._blobs)
 
 
+@contextmanager
+def _reading(path: Path, what: str) -> Iterator[None]:
+    """A file that is gone, or lies on a bad sector, is a damaged one; anything else may pass, and is raised."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise SnapshotError(f"{path}: the {what} is missing") from None
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise SnapshotError(f"{path}: the {what} is damaged ({error.strerror})") from None
+
+
+def _check_hash(path: Path, digest: Any, sha256: str) -> None:
+    if digest.hexdigest() != sha256:
+        raise SnapshotError(f"{path}: the blob is damaged (its hash does not match its name)")
+
+
 def _is_manifest(name: str) -> bool:
     return name.endswith(".json") and name[:-5].isdigit()
 
 
-def _write_new(directory: Path, parts: Iterable[Buffer], digest: Any = None) -> Path:
+def write_new(directory: Path, parts: Iterable[Buffer], digest: Any = None) -> Path:
     """A new file with these parts, durable in itself; the caller gives it its name."""
     temporary = directory / f".{os.getpid()}.tmp"
     temporary.unlink(missing_ok=True)
@@ -278,6 +289,9 @@ def _write_new(directory: Path, parts: Iterable[Buffer], digest: Any = None) -> 
                 digest.update(part)
             _write_all(descriptor, part)
         os.fsync(descriptor)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # half a file on a full disk helps nobody
+        raise
     finally:
         os.close(descriptor)
     return temporary

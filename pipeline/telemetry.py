@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,5 +67,6 @@ class StatusFile:
             **more,
         }
         temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(document))
-        temporary.replace(self._path)
+        with suppress(OSError):  # on a full disk the job goes on, and `status` says that this file is old
+            temporary.write_text(json.dumps(document))
+            temporary.replace(self._path)
