@@ -260,9 +260,10 @@ def damaged(state_dir: Path) -> list[str]:
 
 def copy(source: Place, target: Place) -> None:
     """Another job that is where the first one is. Blobs and manifests never change: links will do."""
-    for path in source.folder.rglob("*"):
+    target.folder.mkdir()
+    for path in sorted(source.folder.rglob("*")):
         there = target.folder / path.relative_to(source.folder)
         if path.is_dir():
-            there.mkdir(parents=True)
+            there.mkdir()
         elif path.name != "lock":
             os.link(path, there)
