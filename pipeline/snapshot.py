@@ -16,7 +16,7 @@ from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from safetensors.numpy import load
 
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from pipeline.learner import Learner
 
 FORMAT = 2
+
+T = TypeVar("T")
 
 _PASSING = (errno.ENOSPC, errno.EDQUOT)
 _RETRY_S = 2.0  # between two attempts to write to a full disk
@@ -201,21 +203,26 @@ class Snapshots:
         state.join.unpin({key: path for key, path in files.items() if path is not None})
 
     def _persist(self, sealed: _Sealed) -> None:
-        """Writes a snapshot; waits and tries again while the disk is full. Runs in the writer thread."""
+        """Writes a snapshot, and deletes what it makes superfluous. Runs in the writer thread."""
+        self._patiently(sealed.manifest, lambda: self._write(sealed))
+        superfluous = self._patiently(sealed.manifest, lambda: self._retention.collect(self._released()))
+        self._patiently(sealed.manifest, lambda: self._store.remove(*superfluous))
+
+    def _patiently(self, manifest: Manifest, work: Callable[[], T]) -> T:
+        """Does what may be repeated until it is done; waits and tries again while the disk is full."""
         while True:
             try:
-                self._write(sealed)
-                self._store.remove(*self._retention.collect(self._released()))
+                result = work()
                 self.trouble = None
-                return
+                return result
             except OSError as error:
                 what = f"{error.filename or 'the state directory'}: {error.strerror}"
                 if error.errno not in _PASSING:
                     raise SnapshotError(
-                        f"snapshot {sealed.manifest['snapshot_id']} cannot be written: {what}. What was learned since "
+                        f"snapshot {manifest['snapshot_id']} cannot be written: {what}. What was learned since "
                         "the one before is learned again at the next start; mend the disk first"
                     ) from error
-                self.trouble = f"snapshot {sealed.manifest['snapshot_id']} waits for room on disk ({what}): free some"
+                self.trouble = f"snapshot {manifest['snapshot_id']} waits for room on disk ({what}): free some"
                 if self._giving_up.wait(_RETRY_S):
                     raise SnapshotError(self.trouble) from error
 

@@ -125,7 +125,7 @@ def live(cycle: Cycle, place: Place, *, upto: int | None = None, note: Note = la
     """One life of the job, from its start to the end of the stream or the entry `upto`. Returns its exit code."""
     try:
         with hold(place.state) as fence:
-            _Life(cycle, place, note, fence.check).run(upto)
+            Life(cycle, place, fence.check, note).run(upto)
         return FINISHED
     except (EvertrainError, OSError):
         place.log.write_text(traceback.format_exc())
@@ -135,10 +135,10 @@ def live(cycle: Cycle, place: Place, *, upto: int | None = None, note: Note = la
         return BROKEN
 
 
-class _Life:
+class Life:
     """What `open_run` opens, without Kafka and with a releaser that takes its turn after each snapshot."""
 
-    def __init__(self, cycle: Cycle, place: Place, note: Note, fence: Callable[[], None]) -> None:
+    def __init__(self, cycle: Cycle, place: Place, fence: Callable[[], None], note: Note = lambda _: None) -> None:
         self._cycle, self._place, self._note = cycle, place, note
         self._job = cycle.job(place.state)
         self._store = LocalStore(place.state)
@@ -151,9 +151,17 @@ class _Life:
         )
         self._status = StatusFile(place.state / "status.json", self._job.job.name)
 
+    def newest(self) -> Manifest | None:
+        """The snapshot to go on from."""
+        return self._snapshots.newest(max(read_marker(self._place.state, sink) for sink in SINKS))
+
+    def restore(self, manifest: Manifest) -> State:
+        return self._snapshots.restore(manifest, self._learner())
+
     def run(self, upto: int | None) -> None:
         try:
-            state = self._restored()
+            manifest = self.newest()
+            state = self.restore(manifest) if manifest is not None else self._begun()
             (self._place.state / "release").mkdir(exist_ok=True)
             self._release(state)
             for number, entry in self._cycle.rest(state)[:upto]:
@@ -165,14 +173,12 @@ class _Life:
         finally:
             self._snapshots.close()
 
-    def _restored(self) -> State:
-        attempted = max(read_marker(self._place.state, sink) for sink in SINKS)
-        manifest = self._snapshots.newest(attempted)
-        learner: Any = TinyLearner(self._job, self._cycle.rows + 1)
-        if manifest is not None:
-            return self._snapshots.restore(manifest, learner)
+    def _learner(self) -> Any:
+        return TinyLearner(self._job, self._cycle.rows + 1)
+
+    def _begun(self) -> State:
         starts = dict.fromkeys(self._cycle.topics, 0)
-        state = State(self._job, fresh_positions(starts), learner)
+        state = State(self._job, fresh_positions(starts), self._learner())
         started = [{"topic": p.topic, "partition": p.number, "next": 0} for p in starts]
         topic_ids = {partition.topic: "id" for partition in starts}
         self._snapshots.begin(Lineage("lineage", "cluster", topic_ids, started), state)
@@ -186,9 +192,11 @@ class _Life:
     def _release(self, state: State) -> None:
         """As `pipeline.release`, sink by sink and oldest first, and a marker after each snapshot."""
         self._status.write("training", state, snapshot={"sequence": self._snapshots.sequence})
+        sequences = self._store.sequences()
         for sink in SINKS:
-            for sequence in self._store.sequences():
-                if sequence > read_marker(self._place.state, sink):
+            marker = read_marker(self._place.state, sink)
+            for sequence in sequences:
+                if sequence > marker:
                     manifest = self._store.manifest(sequence)
                     self._note(f"release {sequence} {self._store.checksum(sequence)}")
                     for name, content in effects(self._store, manifest, sink):
@@ -255,6 +263,17 @@ def damaged(state_dir: Path) -> list[str]:
             store.manifest(sequence)
         except EvertrainError as error:
             wrong.append(str(error))
+    return wrong
+
+
+def unreadable(store: LocalStore) -> list[str]:
+    """Manifests without their ledger: what leads up to a snapshot is deleted after its manifest."""
+    wrong = []
+    for sequence in store.sequences():
+        try:
+            store.verify(store.manifest(sequence)["blobs"]["ledger"])
+        except EvertrainError as error:
+            wrong.append(f"snapshot {sequence}: {error}")
     return wrong
 
 

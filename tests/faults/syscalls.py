@@ -6,7 +6,7 @@
 Two short lives are traced once, which numbers their calls: one begins a lineage, one goes on from a snapshot,
 maps slabs, commits an anchor and two more, collects and releases. Then each is lived again for every call and fault:
 
-    kill    SIGKILL before the call
+    kill    SIGKILL before the call, if it changes something
     eio     it fails with EIO, reads too
     enospc  it and the two after it that take room fail with ENOSPC
     short   a write takes half of what it is given
@@ -81,7 +81,7 @@ class Point:
     @property
     def applies(self) -> bool:
         if self.fault == "kill":
-            return self.call.name not in READING
+            return takes_room(self.call)
         if self.fault == "enospc":
             return takes_room(self.call)
         return self.fault == "eio" or self.call.size > 1
