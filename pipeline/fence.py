@@ -43,6 +43,7 @@ class Fence:
 def hold(state_dir: Path) -> Iterator[Fence]:
     """Takes the lock and raises the generation. Raises SnapshotError if another trainer holds the lock."""
     state_dir.mkdir(parents=True, exist_ok=True)
+    fsync_directory(state_dir.parent)  # else a power cut takes the new directory, whatever is durable in it
     lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:

@@ -41,11 +41,12 @@ def newest_valid(store: Store, newest_format: int, attempted: int) -> Manifest |
             f"none of the {len(bad)} snapshots can be read, the newest because: {next(iter(bad.values()))}. Copy the "
             "state directory back from snapshot.mirror or a backup, or begin anew with another job.state_dir"
         )
+    store.sync(None)
     return None
 
 
 def roll_back(store: Store, sequence: int, newest_format: int) -> Manifest:
-    """Sets all snapshots after `sequence` aside and returns that one. Raises SnapshotError if it is not there."""
+    """Sets all snapshots after `sequence` aside and returns that one, durable. Raises SnapshotError without it."""
     if sequence not in store.sequences():
         there = ", ".join(map(str, store.sequences()[-10:])) or "none"
         raise SnapshotError(f"there is no snapshot {sequence} to roll back to; the newest are: {there}")
@@ -53,6 +54,7 @@ def roll_back(store: Store, sequence: int, newest_format: int) -> Manifest:
     for later in reversed(store.sequences()):
         if later > sequence:
             store.set_aside(later)
+    store.sync(sequence)
     return manifest
 
 

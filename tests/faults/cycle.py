@@ -266,14 +266,17 @@ def damaged(state_dir: Path) -> list[str]:
     return wrong
 
 
-def unreadable(store: LocalStore) -> list[str]:
-    """Manifests without their ledger: what leads up to a snapshot is deleted after its manifest."""
-    wrong = []
+def incomplete(state_dir: Path) -> list[str]:
+    """Snapshots without their ledger, or without what they owe: what a manifest names is deleted after it."""
+    store, wrong = LocalStore(state_dir), []
     for sequence in store.sequences():
-        try:
-            store.verify(store.manifest(sequence)["blobs"]["ledger"])
-        except EvertrainError as error:
-            wrong.append(f"snapshot {sequence}: {error}")
+        manifest = store.manifest(sequence)
+        owed = [sha256 for sha256 in manifest["owed"].values() if sha256 and sequence > released(state_dir)]
+        for sha256 in (manifest["blobs"]["ledger"], *owed):
+            try:
+                store.verify(sha256)
+            except EvertrainError as error:
+                wrong.append(f"snapshot {sequence}: {error}")
     return wrong
 
 
