@@ -16,7 +16,7 @@ from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from safetensors.numpy import load
 
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from pipeline.learner import Learner
 
 FORMAT = 2
-
-T = TypeVar("T")
 
 _PASSING = (errno.ENOSPC, errno.EDQUOT)
 _RETRY_S = 2.0  # between two attempts to write to a full disk
@@ -205,16 +203,16 @@ class Snapshots:
     def _persist(self, sealed: _Sealed) -> None:
         """Writes a snapshot, and deletes what it makes superfluous. Runs in the writer thread."""
         self._patiently(sealed.manifest, lambda: self._write(sealed))
-        superfluous = self._patiently(sealed.manifest, lambda: self._retention.collect(self._released()))
+        superfluous = self._retention.collect(sealed.manifest["released"])
         self._patiently(sealed.manifest, lambda: self._store.remove(*superfluous))
 
-    def _patiently(self, manifest: Manifest, work: Callable[[], T]) -> T:
+    def _patiently(self, manifest: Manifest, work: Callable[[], None]) -> None:
         """Does what may be repeated until it is done; waits and tries again while the disk is full."""
         while True:
             try:
-                result = work()
+                work()
                 self.trouble = None
-                return result
+                return
             except OSError as error:
                 what = f"{error.filename or 'the state directory'}: {error.strerror}"
                 if error.errno not in _PASSING:
@@ -248,6 +246,7 @@ class Snapshots:
         }
         manifest["owed"] = {name: store.put([data]) if data else None for name, data in sealed.owed.items()}
         manifest["owed_bytes"] = sum(len(data) for data in sealed.owed.values() if data)
+        manifest.setdefault("released", self._released())  # what is deleted next relies on it: markers may be lost
         self._check_fence()
         checksum = store.commit(sequence, manifest)
         self._parent = {"sequence": sequence, "checksum": checksum}
