@@ -48,6 +48,7 @@ def hold(state_dir: Path) -> Iterator[Fence]:
     with ExitStack() as cleanup:
         try:
             state_dir.mkdir(parents=True, exist_ok=True)
+            fsync_directory(state_dir.parent)  # else a power cut takes the new directory, whatever is durable in it
             lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             cleanup.callback(os.close, lock)
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -51,6 +51,7 @@ def newest_valid(store: Store, newest_format: int, attempted: int) -> Manifest |
         raise SnapshotError(
             f"there is no snapshot, but release/ says that snapshot {attempted} was released. {_COPY_BACK}"
         )
+    store.sync(None)
     return None
 
 
@@ -65,7 +66,7 @@ def _check_released(newest: int, attempted: int, bad: dict[int, str]) -> None:
 
 
 def roll_back(store: Store, sequence: int, newest_format: int) -> Manifest:
-    """Sets all snapshots after `sequence` aside and returns that one.
+    """Sets all snapshots after `sequence` aside and returns that one, durable.
 
     Raises SnapshotError if it is not there, or only its ledger is.
     """
@@ -79,6 +80,7 @@ def roll_back(store: Store, sequence: int, newest_format: int) -> Manifest:
     for later in reversed(store.sequences()):
         if later > sequence:
             store.set_aside(later)
+    store.sync(sequence)
     return manifest
 
 

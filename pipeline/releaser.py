@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from consumers.errors import SnapshotError
 from pipeline.store import LocalStore
 
 SINKS = ("dead_letters", "metrics", "registry", "mirror")
@@ -34,11 +35,25 @@ def released(state_dir: Path) -> int:
 
 
 def read_marker(state_dir: Path, sink: str) -> int:
-    """The last sequence a sink released. A marker is a hint: a lost one (-1) only repeats harmless work."""
+    """The last sequence a sink released, as far as is known: then harmless work is repeated.
+
+    Markers are not durable. The newest snapshot is, and says what was released before it: what those owed is deleted.
+    """
     try:
-        return int((state_dir / "release" / sink).read_text())
+        marker = int((state_dir / "release" / sink).read_text())
     except (FileNotFoundError, ValueError):
-        return -1
+        marker = -1
+    return max(marker, _released_before_newest(LocalStore(state_dir)))
+
+
+def _released_before_newest(store: LocalStore) -> int:
+    for sequence in reversed(store.sequences()):
+        try:
+            known: int = store.manifest(sequence)["released"]
+            return known
+        except SnapshotError:  # recovery will set it aside
+            continue
+    return -1
 
 
 def read_status(state_dir: Path) -> dict[str, Any]:

@@ -206,8 +206,8 @@ class Snapshots:
     def _persist(self, sealed: _Sealed) -> None:
         """Writes a snapshot, then collects what need not be kept any more. Runs in the writer thread."""
         self._insist(sealed, lambda: self._write(sealed))
-        removed, garbage = self._retention.collect(self._released())
-        self._insist(sealed, lambda: self._store.remove(removed, garbage))
+        superfluous = self._retention.collect(sealed.manifest["released"])
+        self._insist(sealed, lambda: self._store.remove(*superfluous))
 
     def _insist(self, sealed: _Sealed, step: Callable[[], None]) -> None:
         """Takes a step that may be repeated: waits and tries again while the disk is full."""
@@ -253,6 +253,7 @@ class Snapshots:
         }
         manifest["owed"] = {name: store.put([data]) if data else None for name, data in sealed.owed.items()}
         manifest["owed_bytes"] = sum(len(data) for data in sealed.owed.values() if data)
+        manifest.setdefault("released", self._released())  # what is deleted next relies on it: markers may be lost
         self._check_fence()
         checksum = store.commit(sequence, manifest)
         self._parent = {"sequence": sequence, "checksum": checksum}

@@ -58,8 +58,8 @@ class Store(Protocol):
         """The checksum a manifest carries, or None if there is no such manifest."""
         ...
 
-    def sync(self, sequence: int) -> None:
-        """Makes a manifest durable once more: its writer may have died before it could."""
+    def sync(self, sequence: int | None) -> None:
+        """Makes a manifest, or an empty store, durable once more: its writer may have died before it could."""
         ...
 
     def set_aside(self, sequence: int) -> None:
@@ -165,9 +165,10 @@ class LocalStore:
         except FileNotFoundError:
             return None
 
-    def sync(self, sequence: int) -> None:
-        fsync_file(self._manifest_path(sequence))
-        for directory in (self._blobs, self._manifests):
+    def sync(self, sequence: int | None) -> None:
+        if sequence is not None:
+            fsync_file(self._manifest_path(sequence))
+        for directory in (self._blobs, self._manifests, self.path):
             fsync_directory(directory)
 
     def set_aside(self, sequence: int) -> None:
@@ -237,7 +238,7 @@ class MemoryStore:
         found = self._manifests.get(sequence)
         return found[:_CHECKSUM].decode() if found else None
 
-    def sync(self, sequence: int) -> None:
+    def sync(self, sequence: int | None) -> None:
         """Memory is as durable as it gets."""
 
     def set_aside(self, sequence: int) -> None:

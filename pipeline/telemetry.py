@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from consumers.record import Entry, Span, Wait
 from pipeline.state import State, never
 
 INTERVAL_S = 1.0
+
+log = logging.getLogger("evertrain")
 
 
 class StatusFile:
@@ -28,6 +30,7 @@ class StatusFile:
         self._rows_then: tuple[float, int] | None = None
         self._rate = 0.0
         self._waits_for = ""
+        self._trouble = ""  # what was logged of the file itself
 
     def seen(self, entry: Entry | Wait) -> bool:
         """Notes an applied entry. True once a second: then `write` is due."""
@@ -41,7 +44,7 @@ class StatusFile:
         return now - self._written_at >= INTERVAL_S
 
     def write(self, phase: str, state: State, **more: Any) -> None:
-        """Replaces the file."""
+        """Replaces the file. One that cannot be written is logged, and no reason to end."""
         now = time.monotonic()
         self._written_at = now
         if self._rows_then is not None and now > self._rows_then[0]:
@@ -67,6 +70,12 @@ class StatusFile:
             **more,
         }
         temporary = self._path.with_suffix(".tmp")
-        with suppress(OSError):  # on a full disk the job goes on, and `status` says that this file is old
+        try:
             temporary.write_text(json.dumps(document))
             temporary.replace(self._path)
+        except OSError as error:  # a full disk: who reads the file sees that it is old
+            if str(error) != self._trouble:
+                log.warning("%s cannot be written (training goes on): %s", self._path, error)
+            self._trouble = str(error)
+        else:
+            self._trouble = ""
