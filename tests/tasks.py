@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from pipeline.task import Binary
 
 IDS_MAX = 100_000
+SMALL_IDS_MAX = 1000
 
 
 class Counting(nn.Module):
@@ -32,3 +33,28 @@ class CountingTask(Binary):
 
     def module(self) -> nn.Module:
         return Counting(super().module())
+
+
+class Noisy(nn.Module):
+    """Counts as `Counting` does, for small streams, and draws from torch's global generator in each step."""
+
+    counts: Tensor
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.register_buffer("counts", torch.zeros(SMALL_IDS_MAX + 1, dtype=torch.int64))
+
+    def forward(self, features_NC: Tensor) -> Tensor:
+        if not self.training:
+            return self.inner(features_NC)
+        ids_N = features_NC[:, 0].long()
+        self.counts.index_add_(0, ids_N, torch.ones_like(ids_N))
+        return self.inner(features_NC) + 0.1 * torch.randn(len(ids_N), 1)
+
+
+class NoisyTask(Binary):
+    """The binary task with noise on its logits, and a count for each id."""
+
+    def module(self) -> nn.Module:
+        return Noisy(super().module())
