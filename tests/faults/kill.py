@@ -34,15 +34,17 @@ from pathlib import Path
 from typing import Any
 
 import pipeline.run
+from pipeline.ledger import Line
 from pipeline.store import LocalStore
 from tests.faults import stages
-from tests.faults.life import Backlog, Head, Ledger, live, move_in
-from tests.faults.outcome import arrays, differences, outcome
+from tests.faults.life import Backlog, ForkedReleaser, Head, Ledger, live, move_in
+from tests.faults.outcome import arrays, differences, ledger, outcome, uncovered
 from tests.faults.scenario import Scenario
 from tests.faults.world import World
 
 RUNS_A_SCENARIO = 8
-LIFE_S = 0.025  # mean time to a kill; longer for a run that does not get on
+START_S, LEARN_S = 0.03, 0.03  # mean time to a kill; longer for a run that does not get on
+STARTS = 0.3  # of the lives; the others are not killed before they begin to learn
 LIVES_MAX = 3000
 ENDED_S = 60.0  # a life that neither ends nor is to be killed
 _PR_SET_CHILD_SUBREAPER = 36
@@ -78,9 +80,8 @@ class Harness:
         scenario = Scenario(seed // RUNS_A_SCENARIO, calm=at_head and seed % 8 == 7)
         folder = self.folder / str(seed)
         folder.mkdir()
-        keep = 10**6 if at_head else 3  # the ledgers of a head are its own truth
         straight = None if at_head else self.straight(scenario)
-        killed = Kept(scenario, folder / "killed", keep)
+        killed = Kept(scenario, folder / "killed")
         found = self._learn(killed, chance, at_head=at_head)
         if not found:
             found += self._check(killed, straight, at_head=at_head)
@@ -92,9 +93,9 @@ class Harness:
     def straight(self, scenario: Scenario) -> dict[str, Any]:
         """The outcome of the run never killed, made in this process: it warms what every life inherits."""
         if self._straight[0] != scenario.seed:
-            kept = Kept(scenario, self.folder / f"straight-{scenario.seed}", 3)
+            kept = Kept(scenario, self.folder / f"straight-{scenario.seed}")
             handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-            code = kept.live(Backlog)
+            code = kept.live(Backlog) or kept.live(Backlog)  # the second has nothing to learn, but restores
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             assert code == 0, kept.log.read_text()
@@ -107,23 +108,27 @@ class Harness:
         """Lives and kills until all is learned and released. Returns what went wrong."""
         for number in range(LIVES_MAX):
             source = partial(Head, random.Random(chance.random())) if at_head else Backlog
-            mean_s = LIFE_S * 1.5 ** (number // 50)
-            code = self._life(partial(killed.live, source), chance, mean_s)
+            patience = 1.5 ** (number // 50)
+            late_s = chance.choice((0.0, 0.1)) if self.kills_left > 0 else 0.0
+            code = self._life(partial(killed.live, source, late_s), chance, patience)
             if code == 0:
                 return []
             if code != -signal.SIGKILL:
                 return [f"life {number} ended with exit code {code}: {killed.log.read_text()[-2000:]}"]
         return [f"not learned within {LIVES_MAX} lives"]
 
-    def _life(self, body: Callable[[], int], chance: random.Random, mean_s: float) -> int:
+    def _life(self, body: Callable[[], int], chance: random.Random, patience: float) -> int:
         """One forked life, and a kill if it does not end before. Returns its exit code."""
-        stages.clear()
+        begun = stages.clear()
         self.lives += 1
         pid = _fork(body)
         descriptor = os.pidfd_open(pid)
+        mean_s = START_S if (early := chance.random() < STARTS) else LEARN_S
         try:
+            if not early:
+                select.select([descriptor, begun], [], [], ENDED_S)
             while True:
-                wait_s = chance.expovariate(1 / mean_s) if self.kills_left > 0 else ENDED_S
+                wait_s = chance.expovariate(1 / (mean_s * patience)) if self.kills_left > 0 else ENDED_S
                 if select.select([descriptor], [], [], wait_s)[0]:
                     break
                 if not self._kill(pid, chance):
@@ -157,11 +162,12 @@ class Harness:
 
     def _check(self, killed: Kept, straight: dict[str, Any] | None, *, at_head: bool) -> list[str]:
         if straight is None:
-            replayed = Kept(killed.scenario, killed.folder.parent / "replayed", 3)
+            replayed = Kept(killed.scenario, killed.folder.parent / "replayed")
             code = os.waitstatus_to_exitcode(os.waitpid(_fork(partial(replayed.replay, killed)), 0)[1])
             if code:
                 return [f"the replay of its ledger ended with exit code {code}: {replayed.log.read_text()[-2000:]}"]
-            straight = replayed.outcome()
+            straight = replayed.outcome() | {"ledger": replayed.ledger()}
+            return differences(straight, killed.outcome() | {"ledger": killed.ledger()}) + killed.wrong_counts()
         return differences(straight, killed.outcome()) + killed.wrong_counts()
 
     def report(self) -> dict[str, Any]:
@@ -179,37 +185,38 @@ class Harness:
 class Kept:
     """A folder with a state directory, the world that it talks to, and a log."""
 
-    def __init__(self, scenario: Scenario, folder: Path, keep: int) -> None:
+    def __init__(self, scenario: Scenario, folder: Path) -> None:
         folder.mkdir()
         self.scenario, self.folder = scenario, folder
         self.log = folder / "log"
         self.world = World(str(folder / "world"))
-        job = scenario.job(folder / "state", folder / "world")
-        self.job = job.model_copy(update={"snapshot": job.snapshot.model_copy(update={"keep": keep})})
+        self.job = scenario.job(folder / "state", folder / "world")
+        self.store = LocalStore(folder / "state")
 
-    def live(self, source: Callable[..., Any]) -> int:
+    def live(self, source: Callable[..., Any], releaser_late_s: float = 0.0) -> int:
+        ForkedReleaser.late_s = releaser_late_s
         return live(self.scenario, self.job, source, self.log)
 
     def replay(self, killed: Kept) -> int:
-        """A clean run of another's ledgers, with its commits."""
-        store = LocalStore(killed.job.job.state_dir)
-        ledgers = [json.loads(store.get(store.manifest(n)["blobs"]["ledger"])) for n in store.sequences()]
-        ledger = Ledger([lines for lines in ledgers if lines], self.scenario, self.job, lambda: None)
-        pipeline.run.SnapshotCadence = lambda *_: ledger
-        return self.live(lambda *_: ledger)
+        """A clean run of another's ledger, with its commits."""
+        source = Ledger(killed.ledger(), self.scenario, self.job, lambda: None)
+        pipeline.run.SnapshotCadence = lambda *_: source
+        return self.live(lambda *_: source)
 
     def outcome(self) -> dict[str, Any]:
-        return outcome(self.job.job.state_dir, self.world)
+        return outcome(self.store, self.world)
+
+    def ledger(self) -> list[Line]:
+        return ledger(self.store)
 
     def wrong_counts(self) -> list[str]:
-        """Ids that were learned twice or never, by the counter inside the model."""
-        store = LocalStore(self.job.job.state_dir)
-        manifest = store.manifest(store.sequences()[-1])
-        counts = arrays(store, manifest).get("learner.module.counts")
+        """Offsets, by the ledger, and ids, by the counter inside the model, that were learned twice or never."""
+        manifest = self.store.manifest(self.store.sequences()[-1])
+        wrong = uncovered(self.ledger(), [m.offsets[-1] + 1 for m in self.scenario.topics.values()])
+        counts = arrays(self.store, manifest).get("learner.module.counts")
         if counts is None:
-            return []
+            return wrong
         learned = {number for number, count in enumerate(counts) if number and count}
-        wrong = []
         if int(counts[1:].sum()) != manifest["rows_trained"]:
             wrong.append(f"{manifest['rows_trained']} rows trained, but the model has seen {int(counts[1:].sum())}")
         if self.scenario.calm and (learned != self.scenario.ids or counts[1:].max() > 1):

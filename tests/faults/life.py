@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ from consumers.planner import Planner
 from consumers.record import CaughtUp, Command, Entry, Membership, Messages, Partition, Position, Span, Tick, Wait
 from pipeline.config import JobConfig, label_rule
 from pipeline.execute import execute
-from tests.faults import world
+from pipeline.ledger import Line
+from pipeline.run import Start
+from tests.faults import stages, world
 from tests.faults.scenario import Scenario
 
 
@@ -38,7 +41,7 @@ def live(scenario: Scenario, job: JobConfig, make_source: Callable[..., Any], lo
     pipeline.run.Cluster = lambda _: TwinCluster(scenario)
     pipeline.run.KafkaSource = lambda *_, commands, **__: make_source(scenario, job, commands)
     try:
-        execute(job, until_caught_up=True)
+        execute(job, Start(until_caught_up=True))
     except Exception as error:
         logging.exception("the job ended")
         return getattr(error, "exit_code", 70)
@@ -91,6 +94,7 @@ class Backlog:
         self.commands = commands
 
     def entries(self, positions: Mapping[Partition, Position]) -> Iterator[Entry | Wait]:
+        stages.begin()
         return InMemorySource(self.topics, self.codecs, self.sides, self.stream).entries(positions)
 
     def close(self) -> None: ...
@@ -104,6 +108,7 @@ class Head(Backlog):
         self._chance = chance
 
     def entries(self, positions: Mapping[Partition, Position]) -> Iterator[Entry | Wait]:
+        stages.begin()
         chance, now = self._chance, 0.0
         planner = Planner(positions, self.sides, self.stream, batch_wait_ms=1)
         cutters = {p: Cutter(p, self.codecs[p.topic], at.next, self.stream.span) for p, at in positions.items()}
@@ -150,7 +155,12 @@ class Head(Backlog):
 class ForkedReleaser(pipeline.releaser.Releaser):
     """The real handle on a real releaser, which this process forks instead of starting Python once more."""
 
+    late_s = 0.0  # a real one is up seconds after its learner has begun
+
     def _spawn(self) -> None:
+        if self.late_s:
+            self._restart_s, self.late_s = time.monotonic() + self.late_s, 0.0
+            return
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
         ours, theirs = socket.socketpair()
         pid = os.fork()
@@ -197,18 +207,18 @@ class _Forked:
 
 
 class Ledger(Backlog):
-    """The entries that a job's own ledgers name, and the commits between them: also the cadence of its replay."""
+    """The entries that a job's own ledger names, and the commits between them: also the cadence of its replay."""
 
-    def __init__(self, ledgers: list[list[list[Any]]], *args: Any) -> None:
+    def __init__(self, lines: list[Line], *args: Any) -> None:
         super().__init__(*args)
-        self._ledgers = ledgers
+        self._lines = lines
         self._sealed = False
 
     def entries(self, positions: Mapping[Partition, Position]) -> Iterator[Entry | Wait]:
         partitions = list(positions)
-        for ledger in self._ledgers:
-            for number, line in enumerate(ledger, 1):
-                self._sealed = number == len(ledger)
+        for line, after in pairwise(self._lines):
+            if line[0] != "snapshot":
+                self._sealed = after[0] == "snapshot"
                 yield self._entry(partitions, *line)
 
     def due(self, *_: Any) -> bool:

@@ -4,25 +4,49 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 from safetensors.numpy import load
 
+from pipeline.ledger import Line, unseal
 from pipeline.store import LocalStore, Manifest
 from tests.faults.world import World
 
-MANIFEST = ("weights_sha256", "counts", "metrics", "rows_trained", "cursor", "watermark", "time_ms", "alarms")
+MANIFEST = ("weights_sha256", "state_sha256", "counts", "metrics", "rows_trained", "cursor", "watermark", "time_ms", "alarms")
 
 
-def outcome(state_dir: Path, world: World) -> dict[str, Any]:
+def outcome(store: LocalStore, world: World) -> dict[str, Any]:
     """Everything that two equal runs have in common, to the bit."""
-    store = LocalStore(state_dir)
     manifest = store.manifest(store.sequences()[-1])
     digests = {name: _digest(array) for name, array in arrays(store, manifest).items()}
     document = json.loads(store.get(manifest["blobs"]["document"]))
     chosen = {name: manifest[name] for name in MANIFEST}
     return {**chosen, "arrays": digests, "document": document, "world": world.seen()}
+
+
+def ledger(store: LocalStore) -> list[Line]:
+    """All lines since the lineage began: anchors hold them, and the newest snapshots those after the last anchor."""
+    found: dict[int, list[Line]] = {}
+    for sequence in store.sequences():
+        sealed: list[Line] = []
+        for line in unseal(store.get(store.manifest(sequence)["blobs"]["ledger"])):
+            sealed.append(line)
+            if line[0] == "snapshot":
+                found[line[1]], sealed = sealed, []
+    return [line for sequence in sorted(found) for line in found[sequence]]
+
+
+def uncovered(lines: list[Line], ends: list[int]) -> list[str]:
+    """Where a ledger's spans are not every offset once, in order."""
+    at = [0] * len(ends)
+    wrong = []
+    for kind, *rest in lines:
+        if kind == "span":
+            index, start, stop = rest
+            if start != at[index]:
+                wrong.append(f"ledger: partition {index} goes on at {start}, not at {at[index]}")
+            at[index] = stop
+    return wrong + [f"ledger: partition {i} ends at {a}, not at {b}" for i, (a, b) in enumerate(zip(at, ends)) if a != b]
 
 
 def arrays(store: LocalStore, manifest: Manifest) -> dict[str, Any]:

@@ -91,7 +91,7 @@ class Scenario:
                 "psi_threshold": 0.02,
                 "adwin_delta": 0.5,
             },
-            "snapshot": {"every": f"{rng.choice((16, 64, 128))} rows"},
+            "snapshot": {"every": f"{rng.choice((16, 64, 128))} rows", "anchor_every": f"{rng.choice((100, 300))} rows"},
             "registry": {"release_timeout": "20s", "register_every": f"{rng.choice((100, 250))} rows"},
             "dead_letters": {"topic": "t.dead", "hold_window": 200},
         }

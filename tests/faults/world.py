@@ -62,7 +62,7 @@ def send(settings: Mapping[str, Any], topic: str, rejects: bytes, lineage: str) 
     letters = pa.ipc.open_stream(rejects).read_all().to_pylist()
     for letter in letters:
         named = {name: value.decode() for name, value in headers(letter, lineage)}
-        content = {part: letter[part] and letter[part].hex() for part in ("key", "value")}
+        content = {part: (letter[part] or b"").hex() for part in ("key", "value")}
         world.add("letter", id=named["evertrain.id"], topic=topic, reason=named["reason"], **content)
     return len(letters)
 
