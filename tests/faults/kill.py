@@ -62,7 +62,7 @@ class Harness:
         self.runs = 0
         self.lives = 0
         self.failed: list[dict[str, Any]] = []
-        self._straight: tuple[int, dict[str, Any]] = (-1, {})
+        self._straight: tuple[tuple[int, bool], dict[str, Any]] = ((-1, False), {})
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # releasers whose learner was killed are ours to bury
         move_in()
         stages.watch()
@@ -80,11 +80,11 @@ class Harness:
         scenario = Scenario(seed // RUNS_A_SCENARIO, calm=at_head and seed % 8 == 7)
         folder = self.folder / str(seed)
         folder.mkdir()
-        straight = None if at_head else self.straight(scenario)
+        straight = self.straight(scenario)
         killed = Kept(scenario, folder / "killed")
         found = self._learn(killed, chance, at_head=at_head)
         if not found:
-            found += self._check(killed, straight, at_head=at_head)
+            found += self._check(killed, None if at_head else straight)
         if found:
             self.failed.append({"seed": seed, "kept": str(folder), "differences": found})
         else:
@@ -92,14 +92,15 @@ class Harness:
 
     def straight(self, scenario: Scenario) -> dict[str, Any]:
         """The outcome of the run never killed, made in this process: it warms what every life inherits."""
-        if self._straight[0] != scenario.seed:
-            kept = Kept(scenario, self.folder / f"straight-{scenario.seed}")
+        key = scenario.seed, scenario.calm
+        if self._straight[0] != key:
+            kept = Kept(scenario, self.folder / "straight")
             handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
             code = kept.live(Backlog) or kept.live(Backlog)  # the second has nothing to learn, but restores
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             assert code == 0, kept.log.read_text()
-            self._straight = scenario.seed, kept.outcome()
+            self._straight = key, kept.outcome()
             shutil.rmtree(kept.folder)
             gc.freeze()
         return self._straight[1]
@@ -160,7 +161,7 @@ class Harness:
         except ChildProcessError:
             pass
 
-    def _check(self, killed: Kept, straight: dict[str, Any] | None, *, at_head: bool) -> list[str]:
+    def _check(self, killed: Kept, straight: dict[str, Any] | None) -> list[str]:
         if straight is None:
             replayed = Kept(killed.scenario, killed.folder.parent / "replayed")
             code = os.waitstatus_to_exitcode(os.waitpid(_fork(partial(replayed.replay, killed)), 0)[1])
