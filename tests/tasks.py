@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -53,8 +55,21 @@ class Noisy(nn.Module):
         return self.inner(features_NC) + 0.1 * torch.randn(len(ids_N), 1)
 
 
+class CoolingAdam(torch.optim.Adam):
+    """Its rate falls with every step, as a schedule would have it."""
+
+    def step(self, closure: Any = None) -> Any:
+        loss = super().step(closure)
+        for group in self.param_groups:
+            group["lr"] *= 0.99
+        return loss
+
+
 class NoisyTask(Binary):
-    """The binary task with noise on its logits, and a count for each id."""
+    """The binary task with noise on its logits, a falling rate, and a count for each id."""
 
     def module(self) -> nn.Module:
         return Noisy(super().module())
+
+    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        return CoolingAdam(module.parameters(), lr=self.learner.learning_rate)
