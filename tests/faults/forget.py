@@ -225,6 +225,7 @@ def _silent_partition() -> Scenario:
     """A partition that is idle for a time, and then brings events of that time: they are late by what others brought."""
     scenario = Scenario(4)
     scenario.tables["stream"] |= {"idle_after": "20ms", "labels_may_idle": True}
+    scenario.tables["join"]["window"] = "120ms"
     messages, (silent, loud) = next(iter(scenario.topics.values())), scenario.silence
     first = bisect_left(messages.timestamps, loud)
     for index in range(first, first + 10):
