@@ -261,13 +261,19 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="kill-", dir=args.folder))
-    harness = Harness(args.kills, args.seed, folder)
+    harness = (_real() if args.real else Harness)(args.kills, args.seed, folder)
     harness.run_all()
     report = {**harness.report(), "seconds": round(time.monotonic() - began, 1)}
     if not harness.failed:
         shutil.rmtree(folder)
     print_report(report, args.output)
     return 1 if harness.failed else 0
+
+
+def _real() -> Any:
+    from tests.faults.real import RealHarness
+
+    return RealHarness
 
 
 def print_report(report: dict[str, Any], output: str) -> None:
