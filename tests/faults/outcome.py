@@ -9,6 +9,7 @@ from typing import Any
 from safetensors.numpy import load
 
 from pipeline.ledger import Line, unseal
+from pipeline.recovery import chain
 from pipeline.store import LocalStore, Manifest
 from tests.faults.world import World
 
@@ -25,15 +26,10 @@ def outcome(store: LocalStore, world: World) -> dict[str, Any]:
 
 
 def ledger(store: LocalStore) -> list[Line]:
-    """All lines since the lineage began: anchors hold them, and the newest snapshots those after the last anchor."""
-    found: dict[int, list[Line]] = {}
-    for sequence in store.sequences():
-        sealed: list[Line] = []
-        for line in unseal(store.get(store.manifest(sequence)["blobs"]["ledger"])):
-            sealed.append(line)
-            if line[0] == "snapshot":
-                found[line[1]], sealed = sealed, []
-    return [line for sequence in sorted(found) for line in found[sequence]]
+    """All lines since the lineage began."""
+    newest = store.manifest(store.sequences()[-1])
+    sealed = [store.get(manifest["blobs"]["ledger"]) for manifest in chain(store, newest)]
+    return [line for data in reversed(sealed) for line in unseal(data)]
 
 
 def uncovered(lines: list[Line], ends: list[int]) -> list[str]:

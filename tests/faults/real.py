@@ -36,7 +36,7 @@ PAUSE_S = 0.8  # mean time between two kills in one life
 DEAD_S = 10.0  # reader and releaser end within it when their learner is killed
 ENDED_S = 240.0
 READER_KILLS = 3  # in a row without a step forward: at the sixth, the job takes the records for deadly
-TARGETS = {"reader": 9, "releaser": 5, "learner": 5, "all": 1}
+TARGETS = {"reader": 10, "releaser": 6, "learner": 3, "all": 1}  # a learner takes long to start
 
 
 class RealHarness:
@@ -107,8 +107,8 @@ class RealHarness:
     def _disturb(self, job: Job, process: subprocess.Popen[bytes], chance: random.Random, kills: int) -> int:
         """Kills parts of a job until its learner is gone. Returns how many kills that took."""
         done, reader_kills, seen = 0, 0, None
-        if chance.random() < 0.85:  # most lives get as far as to read
-            _wait_for_reader(process)
+        if chance.random() < 0.9:  # most lives get as far as to learn
+            _wait_for_rows(job, process)
         while done < kills:
             try:
                 process.wait(chance.expovariate(1 / PAUSE_S))
@@ -239,8 +239,9 @@ def _family(learner: int) -> dict[str, int]:
     return found
 
 
-def _wait_for_reader(process: subprocess.Popen[bytes]) -> None:
-    while process.poll() is None and "reader" not in _family(process.pid):
+def _wait_for_rows(job: Job, process: subprocess.Popen[bytes]) -> None:
+    """Waits until this process has applied a span."""
+    while process.poll() is None and not (job.status().get("pid") == process.pid and job.status()["seconds"]):
         time.sleep(0.02)
 
 
