@@ -104,9 +104,9 @@ class Join:
         rules = Rules(self._window, self.watermark - self._window, self._labelled)
         rows, count = _event_rows(events), len(events)
         found = Findings(np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count, np.float32))
-        kept: dict[str, npt.NDArray[Any]] = {"offset": events.offset_N, "row": events.row_N}
+        kept: dict[str, npt.NDArray[Any]] = {}
         if scores_NS is not None:
-            kept |= {"features": events.features_NC, "weight": events.weight_N, "scores": scores_NS}
+            kept = {"features": events.features_NC, "weight": events.weight_N, "scores": scores_NS}
         examples, done = [], 0
         for table in (mine, theirs):
             touch(table.rows, rows, 0)

@@ -42,8 +42,6 @@ def slab_layout(side: Side, columns: int, score_width: int) -> dict[str, np.dtyp
         "key": (np.uint64, 2),
         "event_time": np.int64,
         "partition": np.int32,
-        "offset": np.int64,
-        "row": np.int32,
     }
     if side is Side.FEATURES:
         layout |= {

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from pipeline.task import Binary
 
 IDS_MAX = 100_000
+SMALL_IDS_MAX = 1000
 
 
 class Counting(nn.Module):
@@ -32,3 +35,41 @@ class CountingTask(Binary):
 
     def module(self) -> nn.Module:
         return Counting(super().module())
+
+
+class Noisy(nn.Module):
+    """Counts as `Counting` does, for small streams, and draws from torch's global generator in each step."""
+
+    counts: Tensor
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.register_buffer("counts", torch.zeros(SMALL_IDS_MAX + 1, dtype=torch.int64))
+
+    def forward(self, features_NC: Tensor) -> Tensor:
+        if not self.training:
+            return self.inner(features_NC)
+        ids_N = features_NC[:, 0].long()
+        self.counts.index_add_(0, ids_N, torch.ones_like(ids_N))
+        return self.inner(features_NC) + 0.1 * torch.randn(len(ids_N), 1)
+
+
+class CoolingAdam(torch.optim.Adam):
+    """Its rate falls with every step, as a schedule would have it."""
+
+    def step(self, closure: Any = None) -> Any:
+        loss = super().step(closure)
+        for group in self.param_groups:
+            group["lr"] *= 0.99
+        return loss
+
+
+class NoisyTask(Binary):
+    """The binary task with noise on its logits, a falling rate, and a count for each id."""
+
+    def module(self) -> nn.Module:
+        return Noisy(super().module())
+
+    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        return CoolingAdam(module.parameters(), lr=self.learner.learning_rate)

@@ -21,7 +21,7 @@ from consumers.join import Join, Outcome
 from consumers.record import NEVER, Events, Kind, Side
 
 SLAB_ROWS = 16
-SLAB_BYTES = (SLAB_ROWS * (16 + 8 + 4 + 8 + 4 + 8 + 4 + 4 + 1), SLAB_ROWS * (16 + 8 + 4 + 8 + 4 + 4 + 1))
+SLAB_BYTES = (SLAB_ROWS * (16 + 8 + 4 + 8 + 4 + 4 + 1), SLAB_ROWS * (16 + 8 + 4 + 4 + 1))
 LEAST_MEMORY = 3 * sum(SLAB_BYTES)
 PARTITION = {Side.FEATURES: (0, 1), Side.LABELS: (2, 3)}
 

@@ -270,6 +270,18 @@ def test_a_register_command_owes_one_version(config: JobConfig, tmp_path: Path) 
     assert owed == [True, False]
 
 
+def test_a_version_that_fell_due_before_a_kill_does_not_fall_due_again(config: JobConfig) -> None:
+    store, found = MemoryStore(), topics(config)
+    trainer = Trainer(config, store, found)
+    trainer.run()
+    list(trainer.state.apply(Command("register")))
+    trainer.snapshots.commit(trainer.state)
+    trainer.snapshots.wait()
+    resumed = Trainer(config, store, found).state
+    list(resumed.apply(Command("register")))
+    assert not resumed.owed.version_due
+
+
 def test_closing_waits_for_the_commit_that_is_being_written(config: JobConfig) -> None:
     written = Event()
 
