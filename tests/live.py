@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient, NewPartitions
+
+from consumers.broker import create_topics
 from consumers.errors import StreamError
 from consumers.kafka import Cluster
 from consumers.record import Entry, Wait
@@ -15,6 +23,12 @@ from pipeline.run import Bounds, _add, _check_topics, _source, _starts
 from pipeline.snapshot import Lineage, Snapshots
 from pipeline.state import State, fresh_positions
 from pipeline.store import Manifest, MemoryStore
+from tests.conftest import TOPIC_CONFIG, produce
+from tests.stream import Record, events, job
+
+ROWS = 400
+
+_numbers = itertools.count()
 
 
 class Live:
@@ -89,3 +103,71 @@ def learned(config: JobConfig) -> dict[str, Any]:
 def comparable(manifest: Manifest) -> dict[str, Any]:
     """What must not depend on faults."""
     return {name: manifest[name] for name in ("weights_sha256", "counts", "metrics", "watermark", "rows_trained")}
+
+
+@dataclass(frozen=True)
+class Placed(Record):
+    """A record for a certain partition."""
+
+    partition: int = 0
+
+
+class Stream:
+    """Two topics of two partitions, and the jobs over them."""
+
+    def __init__(self, broker: Any, folder: Path, tables: dict[str, Any] | None = None, **topic_config: str) -> None:
+        self.broker = broker
+        self.prefix = f"faults-{os.getpid()}-{next(_numbers)}"
+        self.features, self.labels = f"{self.prefix}.features", f"{self.prefix}.labels"
+        self.config: JobConfig = job(
+            folder / "state", broker.bootstrap, self.prefix, **{"stream": {"linger": "20ms"}, **(tables or {})}
+        )
+        self.topic_config = TOPIC_CONFIG | topic_config
+        self.records = dict(zip((self.features, self.labels), events(ROWS), strict=True))
+        self.create(self.features, self.labels)
+        self.admin = AdminClient({"bootstrap.servers": broker.bootstrap})
+        self._lives: list[Live] = []
+
+    def create(self, *topics: str) -> None:
+        create_topics(self.broker.bootstrap, dict.fromkeys(topics, 2), self.topic_config)
+
+    def produce(self, start: int = 0, stop: int = ROWS) -> None:
+        """These rows of both topics, to two partitions."""
+        for topic in self.records:
+            self.produce_rows(topic, range(start, stop))
+
+    def produce_rows(self, topic: str, rows: Collection[int]) -> None:
+        """These rows of one topic."""
+        part = [record for record in self.records[topic] if row(record) in rows]
+        produce(self.broker.bootstrap, topic, [placed(record, row(record) % 2) for record in part])
+
+    def live(self, store: Any = None, **options: Any) -> Live:
+        self._lives.append(Live(self.config, store, **options))
+        return self._lives[-1]
+
+    def add_partitions(self) -> None:
+        """A third one to both topics."""
+        wanted = [NewPartitions(topic, 3) for topic in (self.features, self.labels)]
+        for future in self.admin.create_partitions(wanted).values():
+            future.result()
+
+    def delete(self, topic: str) -> None:
+        self.admin.delete_topics([topic], operation_timeout=10)[topic].result()
+
+    def delete_before(self, topic: str, offset: int) -> None:
+        """Moves the log's start of partition 0."""
+        (future,) = self.admin.delete_records([TopicPartition(topic, 0, offset)]).values()
+        future.result()
+
+    def close(self) -> None:
+        for live in self._lives:
+            live.close()
+
+
+def row(record: Record) -> int:
+    assert record.key is not None
+    return int(record.key[1:])
+
+
+def placed(record: Record, partition: int) -> Placed:
+    return Placed(record.timestamp, record.key, record.value, partition)

@@ -1,93 +1,24 @@
-"""What can happen to the topics of a job on a real Kafka: nothing is skipped without a word, and nothing waits for ever."""
+"""What can happen to a job's topics on a real Kafka: nothing is skipped without a word, nothing waits for ever."""
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
-from confluent_kafka import Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewPartitions
+from confluent_kafka import Producer
 
-from consumers.broker import create_topics
 from consumers.record import Added, Partition, Span
-from pipeline.config import JobConfig
-from tests.conftest import TOPIC_CONFIG, produce
-from tests.live import Live
-from tests.stream import Record, events, job
+from tests.conftest import produce
+from tests.live import ROWS, Live, Stream, placed, row
+from tests.stream import Record
 
-ROWS = 400
 WILD_MS = 9_999_999_999_999
-
-_numbers = itertools.count()
-
-
-@dataclass(frozen=True)
-class Placed(Record):
-    """A record for a certain partition."""
-
-    partition: int = 0
-
-
-class Stream:
-    """Two topics of two partitions, and the jobs over them."""
-
-    def __init__(self, broker: Any, folder: Path, **topic_config: str) -> None:
-        self.broker = broker
-        self.prefix = f"faults-{os.getpid()}-{next(_numbers)}"
-        self.features, self.labels = f"{self.prefix}.features", f"{self.prefix}.labels"
-        self.config: JobConfig = job(folder / "state", broker.bootstrap, self.prefix, stream={"linger": "20ms"})
-        self.topic_config = TOPIC_CONFIG | topic_config
-        self.records = dict(zip((self.features, self.labels), events(ROWS), strict=True))
-        self.create(self.features, self.labels)
-        self.admin = AdminClient({"bootstrap.servers": broker.bootstrap})
-        self._lives: list[Live] = []
-
-    def create(self, *topics: str) -> None:
-        create_topics(self.broker.bootstrap, dict.fromkeys(topics, 2), self.topic_config)
-
-    def produce(self, start: int = 0, stop: int = ROWS) -> None:
-        """These rows of both topics, to two partitions."""
-        for topic, records in self.records.items():
-            part = [r for r in records if start <= row(r) < stop]
-            produce(self.broker.bootstrap, topic, [placed(record, row(record) % 2) for record in part])
-
-    def live(self, store: Any = None, **options: Any) -> Live:
-        self._lives.append(Live(self.config, store, **options))
-        return self._lives[-1]
-
-    def add_partitions(self) -> None:
-        """A third one to both topics."""
-        wanted = [NewPartitions(topic, 3) for topic in (self.features, self.labels)]
-        for future in self.admin.create_partitions(wanted).values():
-            future.result()
-
-    def delete(self, topic: str) -> None:
-        self.admin.delete_topics([topic], operation_timeout=10)[topic].result()
-
-    def delete_before(self, topic: str, offset: int) -> None:
-        """Moves the log's start of partition 0."""
-        (future,) = self.admin.delete_records([TopicPartition(topic, 0, offset)]).values()
-        future.result()
-
-    def close(self) -> None:
-        for live in self._lives:
-            live.close()
-
-
-def row(record: Record) -> int:
-    assert record.key is not None
-    return int(record.key[1:])
-
-
-def placed(record: Record, partition: int) -> Placed:
-    return Placed(record.timestamp, record.key, record.value, partition)
 
 
 @pytest.fixture
