@@ -156,20 +156,20 @@ class KafkaBroker(_Broker):
 
     def __init__(self, data: Path, port: int | None = None, more: str = "") -> None:
         super().__init__()
-        self._data = data.absolute()
+        self.data = data.absolute()
         self._wanted = port
         self._more = more
-        self._log = self._data / "kafka.log"
+        self._log = self.data / "kafka.log"
         self.kind = "apache-kafka"
 
     def start(self) -> Self:
         """Starts Kafka; returns when it answers. Raises DependencyError, naming the log file, if it does not."""
         libs = kafka_libs()
         self.kind = f"apache-kafka {_version(libs)}"
-        lock = lock_folder(self._data, "broker.lock")
+        lock = lock_folder(self.data, "broker.lock")
         try:
             properties = self._write_properties()
-            if not (self._data / "log" / "meta.properties").exists():
+            if not (self.data / "log" / "meta.properties").exists():
                 self._format(libs, properties)
             with self._log.open("ab") as log:
                 self._process = subprocess.Popen(
@@ -194,14 +194,14 @@ class KafkaBroker(_Broker):
         create_topics(self.bootstrap, partitions, config)
 
     def _write_properties(self) -> Path:
-        path = self._data / "server.properties"
+        path = self.data / "server.properties"
         last = re.search(r"listeners=PLAINTEXT://127.0.0.1:(\d+)", path.read_text()) if path.exists() else None
         if self._wanted is not None and not _is_free(self._wanted):
             raise DependencyError(f"port {self._wanted} is in use: choose another one with --port")
         port = self._wanted or (int(last[1]) if last and _is_free(int(last[1])) else _free_port())
         self.bootstrap = f"127.0.0.1:{port}"
         path.write_text(
-            (_PROPERTIES + self._more).format(port=port, controller=_free_port(), logs=self._data / "log"),
+            (_PROPERTIES + self._more).format(port=port, controller=_free_port(), logs=self.data / "log"),
             encoding="utf-8",
         )
         return path
@@ -213,7 +213,7 @@ class KafkaBroker(_Broker):
         with self._log.open("ab") as log:
             log.write(done.stdout)
         if done.returncode:
-            raise DependencyError(f"Kafka cannot use {self._data} (see {self._log}): {_last_line(done.stdout)}")
+            raise DependencyError(f"Kafka cannot use {self.data} (see {self._log}): {_last_line(done.stdout)}")
 
     def _wait_until_ready(self) -> None:
         admin = AdminClient({"bootstrap.servers": self.bootstrap, "reconnect.backoff.max.ms": 100, "log_level": 0})

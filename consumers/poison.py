@@ -15,8 +15,9 @@ from consumers.reader import ReaderJob, careful
 from consumers.record import NEVER, Lost, Partition, Wait
 from consumers.supervisor import ReaderProcess
 
-CONFIRMATIONS = 3
-"""So many probes in a row have to die at one offset before a batch is given up."""
+CONFIRMATIONS = 5
+"""So many probes in a row have to die at one offset before a batch is given up: a probe may die of the next one just
+before it has given away a batch of one message."""
 
 PROBE_SLOTS = 64
 SILENCE_S = 30.0

@@ -76,8 +76,13 @@ class ReaderJob:
 
 
 def careful(job: ReaderJob) -> ReaderJob:
-    """The same job one batch at a time, to get as far as can be: all before a batch that kills the reader."""
-    return replace(job, careful=True, topic_ids={})  # nothing read is held back until the topics were seen again
+    """The same job one batch at a time, to get as far as can be: all before a batch that kills the reader.
+
+    It takes one message at a time: while one is left in its queue, librdkafka does not fetch the next batch, and once
+    there is none it takes a while. So what was read has gone to the learner before the reader dies of the next batch.
+    """
+    # Nothing that was read waits until the topics were seen again.
+    return replace(job, careful=True, topic_ids={})
 
 
 class Reader:
@@ -146,7 +151,7 @@ class Reader:
             time.sleep(0.002)  # librdkafka's own queues are bounded, too
             return
         try:
-            fetched, ends = self._fetcher.fetch(FETCH_MESSAGES, 0.01)
+            fetched, ends = self._fetcher.fetch(1 if self._job.careful else FETCH_MESSAGES, 0.01)
         except OffsetGoneError as error:
             raise self._gone(self._cutters[self._index[error.partition]]) from None
         if fetched or ends:

@@ -2,12 +2,14 @@
 
 import itertools
 import os
+import socket
 import threading
 
 import pytest
 from confluent_kafka import Producer
 
 from consumers.broker import KafkaBroker, create_topics
+from tests.http_proxy import Proxy
 
 TOPIC_CONFIG = {
     "retention.ms": "-1",
@@ -68,3 +70,51 @@ def produce(bootstrap, topic, records):
         producer.poll(0)
     assert producer.flush(60) == 0
     assert not failures
+
+
+class FaultBroker(KafkaBroker):
+    """A broker to be mistreated: its address behind a `Proxy`, and one that asks for a password."""
+
+    def __init__(self, data):
+        self.proxy = Proxy()
+        inner, self.sasl_port, port = _free_port(), _free_port(), _free_port()
+        self.proxy.target = inner
+        self.proxied = f"127.0.0.1:{self.proxy.port}"
+        super().__init__(data, port, _FAULT_PROPERTIES.format(inner=inner, proxy=self.proxy.port, sasl=self.sasl_port))
+
+    @property
+    def sasl(self):
+        """`[kafka]` of a job that knows the password."""
+        return {
+            "bootstrap.servers": f"127.0.0.1:{self.sasl_port}",
+            "security.protocol": "SASL_PLAINTEXT",
+            "sasl.mechanism": "PLAIN",
+            "sasl.username": "trainer",
+            "sasl.password": "right",
+        }
+
+
+_FAULT_PROPERTIES = """\
+listeners=PLAINTEXT://127.0.0.1:{{port}},PROXIED://127.0.0.1:{inner},SASL_PLAINTEXT://127.0.0.1:{sasl},CONTROLLER://127.0.0.1:{{controller}}
+advertised.listeners=PLAINTEXT://127.0.0.1:{{port}},PROXIED://127.0.0.1:{proxy},SASL_PLAINTEXT://127.0.0.1:{sasl}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT
+inter.broker.listener.name=PLAINTEXT
+sasl.enabled.mechanisms=PLAIN
+listener.name.sasl_plaintext.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required user_trainer="right";
+log.cleaner.backoff.ms=200
+"""  # noqa: E501
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def fault_broker(tmp_path_factory):
+    """A running FaultBroker; a test that stops it has to start it again."""
+    assert threading.current_thread() is threading.main_thread()
+    with FaultBroker(tmp_path_factory.mktemp("fault-kafka")) as broker:
+        yield broker
+        broker.proxy.close()

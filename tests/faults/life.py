@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from bisect import bisect_left
 import os
 import random
 import socket
 import subprocess
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from multiprocessing.connection import Connection

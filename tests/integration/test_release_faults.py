@@ -20,8 +20,8 @@ from pipeline.registry import MLflowRegistry
 from pipeline.releaser import read_marker, released
 from pipeline.store import LocalStore
 from pipeline.version import Candidate, Point
+from tests.http_proxy import FINE, Fault, Proxy
 from tests.mlflow_server import MLflowServer
-from tests.proxy import FINE, Fault, Proxy
 from tests.releasing import LINEAGE, REJECT, WAIT_S, Trainer, logged_steps, mock_kafka, read_all, runs, until
 
 pytestmark = [
