@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from consumers.errors import SnapshotError
-from pipeline.store import fsync_directory, write_new
+from pipeline.store import LocalStore, fsync_directory, write_new
 
 
 class Fence:
@@ -17,13 +18,18 @@ class Fence:
 
     The lock keeps a second trainer out. Where it cannot (a file system without locks, a removed lock file), the
     generation stops the first one at its next commit: the newest holder wins.
+
+    `leftovers` are the blobs that were there before the generation rose: only these may be orphans of a crash, since
+    whoever held the directory until then can commit nothing more.
     """
 
     def __init__(self, state_dir: Path, lock: int) -> None:
         self._state_dir = state_dir
         self._lock = lock
-        self.generation = _read_generation(state_dir) + 1
-        _write_generation(state_dir, self.generation)
+        self.leftovers = LocalStore(state_dir).blobs()
+        self.generation = _number(state_dir, _read_generation(state_dir)) + 1
+        self._mark = f"{self.generation} {uuid.uuid4().hex}\n"  # two starts at once are two generations
+        _write_generation(state_dir, self._mark)
 
     def check(self) -> None:
         """Raises SnapshotError unless this trainer still is the directory's only one."""
@@ -32,7 +38,7 @@ class Fence:
             ours = os.path.samestat(os.stat(path), os.fstat(self._lock))
         except FileNotFoundError:
             ours = False
-        if not ours or _read_generation(self._state_dir) != self.generation:
+        if not ours or _read_generation(self._state_dir) != self._mark:
             raise SnapshotError(
                 f"{self._state_dir}: another trainer took over this state directory (its lock file or generation "
                 "changed); this one stops and commits nothing more. Run one trainer per job.state_dir"
@@ -64,18 +70,23 @@ def hold(state_dir: Path) -> Iterator[Fence]:
         yield fence
 
 
-def _read_generation(state_dir: Path) -> int:
+def _read_generation(state_dir: Path) -> str:
     try:
-        return int((state_dir / "generation").read_text())
+        return (state_dir / "generation").read_text(errors="replace")
     except FileNotFoundError:
-        return 0
-    except ValueError:
+        return "0\n"
+
+
+def _number(state_dir: Path, generation: str) -> int:
+    try:
+        return int(generation.split(maxsplit=1)[0])
+    except (ValueError, IndexError):
         raise SnapshotError(
-            f"{state_dir / 'generation'}: not a number; write one greater than any `generation` in snapshots/*.json"
+            f"{state_dir / 'generation'}: not a number; remove the file while no trainer runs on this directory"
         ) from None
 
 
-def _write_generation(state_dir: Path, generation: int) -> None:
-    temporary = write_new(state_dir, [b"%d\n" % generation])
+def _write_generation(state_dir: Path, mark: str) -> None:
+    temporary = write_new(state_dir, [mark.encode()])
     temporary.rename(state_dir / "generation")
     fsync_directory(state_dir)

@@ -29,6 +29,7 @@ def newest_valid(store: Store, newest_format: int, attempted: int) -> Manifest |
     Raises:
         SnapshotError: none verifies, a newer one was released already, or it is of another format.
     """
+    store.clear_unfinished()
     bad: dict[int, str] = {}
     for sequence in reversed(store.sequences()):
         try:
@@ -70,6 +71,7 @@ def roll_back(store: Store, sequence: int, newest_format: int) -> Manifest:
 
     Raises SnapshotError if it is not there, or only its ledger is.
     """
+    store.clear_unfinished()
     try:
         manifest = _readable(store, sequence, newest_format)
     except _DamagedError as error:

@@ -91,9 +91,9 @@ class Releaser:
         """Of the process, while there is one."""
         return self._process.pid if self._process else None
 
-    def start(self) -> None:
-        """Starts the process. All snapshots on disk count as committed."""
-        self._sequence = max([self._sequence, *LocalStore(self._state_dir).sequences()])
+    def start(self, sequence: int) -> None:
+        """Starts the process; all snapshots up to this one are durable."""
+        self._sequence = max(self._sequence, sequence)
         self._running = True
         self._spawn()
 

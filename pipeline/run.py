@@ -128,6 +128,7 @@ def open_run(job: JobConfig, bounds: Bounds, start: Start, stop: Event) -> Itera
             on_durable=releaser.committed,
             released=lambda: released(state_dir),
             fence=fence.check,
+            leftovers=fence.leftovers,
         )
         opened.callback(snapshots.close)  # nothing is written once the lock is given up
         manifest = _choose(snapshots, state_dir, start)
@@ -144,7 +145,7 @@ def open_run(job: JobConfig, bounds: Bounds, start: Start, stop: Event) -> Itera
         cadence = SnapshotCadence(job.snapshot.every, time.monotonic, state.trained)
         run = Run(job, state, source, snapshots, cadence, releaser, status, stop)
         snapshots.on_wait = run.wait_for_disk
-        releaser.start()
+        releaser.start(manifest["sequence"] if manifest else 0)
         yield run
 
 

@@ -91,6 +91,7 @@ class Snapshots:
         on_durable: called, from the writer thread, with each durable sequence number.
         released: the newest snapshot that owes the outside world nothing, nor does any before it.
         fence: raises SnapshotError if the store is no longer ours to write to.
+        leftovers: blobs that may be orphans of a crash; None: all that are there.
 
     `on_wait` is called twice a second while the learner waits for the disk, with what stands in the way, if anything
     does; true gives up.
@@ -104,12 +105,14 @@ class Snapshots:
         on_durable: Callable[[int], None],
         released: Callable[[], int],
         fence: Callable[[], None] = lambda: None,
+        leftovers: set[str] | None = None,
     ) -> None:
         self._store = store
         self._job = job
         self._on_durable = on_durable
         self._released = released
         self._fence = fence
+        self._leftovers = store.blobs() if leftovers is None else leftovers
         self.on_wait: Callable[[str | None], bool] = lambda _: False
         self._frozen = Frozen()
         self._slab_blobs: dict[tuple[int, int], str] = {}
@@ -147,7 +150,7 @@ class Snapshots:
         self._slab_blobs = {(side, number): sha256 for side, number, sha256 in manifest["blobs"]["slabs"]}
         self._anchor, self._pieces = pieces_since_anchor(self._store, manifest)
         self._retention = Retention(self._job.snapshot.keep, retained(self._store, self._released()))
-        self._store.remove([], self._store.blobs() - self._retention.blobs())  # what a crash has left
+        self._store.remove([], self._leftovers - self._retention.blobs())  # what a crash has left
         job = with_recorded(self._job, manifest["config"])
         return load_state(self._store, manifest, job, learner, room=self._job.join.limit)
 
@@ -254,8 +257,7 @@ class Snapshots:
         manifest["owed"] = {name: store.put([data]) if data else None for name, data in sealed.owed.items()}
         manifest["owed_bytes"] = sum(len(data) for data in sealed.owed.values() if data)
         manifest.setdefault("released", self._released())  # what is deleted next relies on it: markers may be lost
-        self._check_fence()
-        checksum = store.commit(sequence, manifest)
+        checksum = store.commit(sequence, manifest, self._check_fence)
         self._parent = {"sequence": sequence, "checksum": checksum}
         self._pieces = [] if manifest["anchor"] is not None else [*self._pieces, piece]
         self._anchor = manifest if manifest["anchor"] is not None else self._anchor

@@ -9,7 +9,8 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -19,6 +20,7 @@ from consumers.errors import SnapshotError
 Buffer: TypeAlias = bytes | bytearray | memoryview
 Manifest: TypeAlias = dict[str, Any]
 
+_START = uuid.uuid4().hex  # two containers may have the same process id
 _CHECKSUM = 64  # hexadecimal digits of a SHA-256
 _READ_BYTES = 2**20
 
@@ -42,8 +44,15 @@ class Store(Protocol):
         """Where the content lies as a file of its own, for mapping it; None if it does not."""
         ...
 
-    def commit(self, sequence: int, manifest: Manifest) -> str:
-        """Makes a manifest durable and returns its checksum. Raises SnapshotError if another has that number."""
+    def commit(self, sequence: int, manifest: Manifest, check: Callable[[], None] = lambda: None) -> str:
+        """Makes a manifest durable and returns its checksum. Raises SnapshotError if another has that number.
+
+        `check` is called when all is written, just before it counts: what it raises leaves nothing behind that counts.
+        """
+        ...
+
+    def clear_unfinished(self) -> None:
+        """Takes away what others have begun to write: nobody can finish it any more."""
         ...
 
     def sequences(self) -> list[int]:
@@ -134,11 +143,16 @@ class LocalStore:
     def file(self, sha256: str) -> Path | None:
         return self._blobs / sha256
 
-    def commit(self, sequence: int, manifest: Manifest) -> str:
+    def commit(self, sequence: int, manifest: Manifest, check: Callable[[], None] = lambda: None) -> str:
         target, data = self._manifest_path(sequence), encode_manifest(manifest)
         temporary = write_new(self._blobs, [data])  # where the next start clears up what a crash has left
+        check()
         try:
             os.link(temporary, target)  # unlike rename, a link never replaces another writer's manifest
+        except FileNotFoundError:  # a start has cleared it away, between the check and here
+            raise SnapshotError(
+                f"{self.path}: another trainer took over this state directory; this one stops and commits nothing more"
+            ) from None
         except FileExistsError:
             # The same may be written again: the attempt before broke off behind the link.
             if target.read_bytes() != data:
@@ -148,6 +162,11 @@ class LocalStore:
         os.unlink(temporary)
         fsync_directory(self._manifests)
         return data[:_CHECKSUM].decode()
+
+    def clear_unfinished(self) -> None:
+        for name in self.blobs():
+            if name.startswith("."):
+                (self._blobs / name).unlink(missing_ok=True)
 
     def sequences(self) -> list[int]:
         return sorted(int(name[:-5]) for name in os.listdir(self._manifests) if _is_manifest(name))
@@ -219,12 +238,16 @@ class MemoryStore:
     def file(self, sha256: str) -> Path | None:
         return None
 
-    def commit(self, sequence: int, manifest: Manifest) -> str:
+    def commit(self, sequence: int, manifest: Manifest, check: Callable[[], None] = lambda: None) -> str:
+        check()
         if self._manifests.get(sequence, encode_manifest(manifest)) != encode_manifest(manifest):
             raise SnapshotError(f"snapshot {sequence}: another trainer wrote this snapshot")
         self._manifests[sequence] = encode_manifest(manifest)
         self._taken = max(self._taken, sequence)
         return self._manifests[sequence][:_CHECKSUM].decode()
+
+    def clear_unfinished(self) -> None:
+        """Nothing in memory is half written."""
 
     def sequences(self) -> list[int]:
         return sorted(self._manifests)
@@ -281,7 +304,7 @@ def _is_manifest(name: str) -> bool:
 
 def write_new(directory: Path, parts: Iterable[Buffer], digest: Any = None) -> Path:
     """A new file with these parts, durable in itself; the caller gives it its name."""
-    temporary = directory / f".{os.getpid()}.tmp"
+    temporary = directory / f".{os.getpid()}-{_START}.tmp"
     temporary.unlink(missing_ok=True)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:

@@ -9,7 +9,7 @@ import pytest
 from confluent_kafka import Producer
 
 from consumers.broker import KafkaBroker, create_topics
-from tests.http_proxy import Proxy
+from tests.kafka_proxy import Proxy
 
 TOPIC_CONFIG = {
     "retention.ms": "-1",

@@ -114,6 +114,9 @@ class _Cluster:
     def topic(self, name: str) -> Topic:
         return Topic(name, f"id of {name}", tuple(p for p in self._story.found if p.topic == name))
 
+    def starts(self, partitions: list[Partition]) -> dict[Partition, int]:
+        return dict.fromkeys(partitions, 0)
+
     def resolve(self, partitions: tuple[Partition, ...], start: str) -> dict[Partition, int]:
         return dict.fromkeys(partitions, 0)
 
@@ -167,7 +170,7 @@ class _Releaser:
     def poll(self) -> str | None:
         return None
 
-    def start(self) -> None:
+    def start(self, sequence: int) -> None:
         pass
 
     def end(self, seconds: float) -> None:

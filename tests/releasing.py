@@ -66,6 +66,10 @@ class Trainer:
             | tables
         )
 
+    def start_releaser(self):
+        """As a start does: all snapshots on disk are durable."""
+        self.releaser.start(max(self.store.sequences(), default=-1))
+
     def commit(self, sequence, *, rejects=(), version=False, **changes):
         owed = {
             "dead_letters": self.store.put([rejects_blob(rejects)]) if rejects else None,

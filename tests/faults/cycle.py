@@ -69,9 +69,7 @@ class Cycle:
     def rest(self, state: State) -> list[tuple[int, Entry]]:
         """What was not applied yet, numbered."""
         numbered = list(enumerate(self.entries, 1))
-        return [
-            (n, e) for n, e in numbered if not isinstance(e, Span) or e.start >= state.positions[e.partition].next
-        ]
+        return [(n, e) for n, e in numbered if not isinstance(e, Span) or e.start >= state.positions[e.partition].next]
 
 
 MAPPED = {

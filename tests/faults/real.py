@@ -248,7 +248,9 @@ def _wait_for_rows(job: Job, process: subprocess.Popen[bytes]) -> None:
 def _outlived(family: dict[str, int]) -> dict[str, int]:
     """Those that still live some seconds after their learner is gone."""
     deadline = time.monotonic() + DEAD_S
-    while alive := {name: pid for name, pid in family.items() if os.path.exists(f"/proc/{pid}/exe") and name != "learner"}:
+    while alive := {
+        name: pid for name, pid in family.items() if os.path.exists(f"/proc/{pid}/exe") and name != "learner"
+    }:
         if time.monotonic() > deadline:
             return alive
         time.sleep(0.05)

@@ -23,7 +23,9 @@ from typing import Any
 SUPPORTED = platform.system() == "Linux" and platform.machine() == "x86_64"
 
 READING = frozenset({"read", "pread64"})
-_UNKNOWN = frozenset({"writev", "pwritev", "pwritev2", "sendfile", "copy_file_range", "openat2", "fallocate", "symlink"})
+_UNKNOWN = frozenset(
+    {"writev", "pwritev", "pwritev2", "sendfile", "copy_file_range", "openat2", "fallocate", "symlink"}
+)
 
 _FD, _PATH, _AT, _TWO_PATHS, _TWO_ATS = range(5)  # where the arguments say which file is meant
 _CALLS = {  # by number: name, and that

@@ -125,7 +125,7 @@ class Injector:
 
 def same_every_time(call: Call) -> str:
     """A call as text, without the process id in names of temporary files."""
-    return re.sub(r"\.\d+\.tmp", ".PID.tmp", str(call))
+    return re.sub(r"\.\d+-\w+\.tmp", ".PID.tmp", str(call))
 
 
 def subjects(folder: Path) -> list[Subject]:
@@ -198,7 +198,9 @@ def _judged(subject: Subject, place: Place, notes: Path) -> list[str]:
     if live(subject.cycle, place) != FINISHED:
         return [*wrong, f"the next life ended: {place.log.read_text()}"]
     found = outcome(place)
-    wrong += [f"{name} is {found[name]!r}, not {value!r}" for name, value in subject.expected.items() if found[name] != value]
+    wrong += [
+        f"{name} is {found[name]!r}, not {value!r}" for name, value in subject.expected.items() if found[name] != value
+    ]
     return wrong + [f"at the end: {line}" for line in damaged(place.state)]
 
 

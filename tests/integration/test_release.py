@@ -45,7 +45,7 @@ def trainer(request, tmp_path_factory, kafka, kafka_mock):
         server = MLflowServer(path)
         trainer = Trainer(path, kafka_mock, server.uri)
     trainer.commit(0)
-    trainer.releaser.start()
+    trainer.start_releaser()
     trainer.commit(1, version=True)
     trainer.commit(2, rejects=[REJECT, REJECT | {"row": 1, "key": None, "value": None}])
     if server:
@@ -60,7 +60,7 @@ def trainer(request, tmp_path_factory, kafka, kafka_mock):
     for sink in SINKS:
         (trainer.state_dir / "release" / sink).unlink()
     assert released(trainer.state_dir) == -1
-    trainer.releaser.start()
+    trainer.start_releaser()
     assert trainer.releaser.drain(WAIT_S), trainer.releaser.status()
     trainer.releaser.end(6)
     yield trainer
@@ -171,7 +171,7 @@ def test_the_group_shows_how_far_the_learner_is(trainer):
 def test_a_run_is_running_while_a_trainer_lives_and_finished_after_it(new_trainer):
     trainer = new_trainer
     trainer.commit(0)
-    trainer.releaser.start()
+    trainer.start_releaser()
     until(lambda: read_marker(trainer.state_dir, "metrics") == 0, trainer)
     client = client_of(trainer)
     assert [run.info.status for run in runs(client)] == ["RUNNING"]
@@ -181,7 +181,7 @@ def test_a_run_is_running_while_a_trainer_lives_and_finished_after_it(new_traine
     assert [run.info.status for run in runs(client)] == ["FINISHED"]
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
-    trainer.releaser.start()
+    trainer.start_releaser()
     until(lambda: [run.info.status for run in runs(client)] == ["RUNNING"], trainer)
 
 
@@ -189,7 +189,7 @@ def test_a_model_that_does_not_score_its_check_block_waits_with_a_clear_error(ne
     blob = new_trainer.version_blob
     new_trainer.version_blob = lambda sequence: last_bit_off(blob(sequence))
     new_trainer.commit(0, version=True)
-    new_trainer.releaser.start()
+    new_trainer.start_releaser()
     until(lambda: new_trainer.releaser.status()["sinks"].get("registry", {}).get("error"), new_trainer)
     error = new_trainer.releaser.status()["sinks"]["registry"]["error"]
     assert f"{LINEAGE}-0: the exported model does not score its check block as the trainer did" in error
@@ -206,7 +206,7 @@ def last_bit_off(blob):
 def test_the_releaser_dies_with_a_killed_trainer_and_minds_no_signal_before(tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from pipeline.releaser import Releaser;"
-        "releaser = Releaser(Path(sys.argv[1])); releaser.start(); print(releaser.pid, flush=True); time.sleep(600)"
+        "releaser = Releaser(Path(sys.argv[1])); releaser.start(0); print(releaser.pid, flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as trainer:
         pid = int(trainer.stdout.readline())

@@ -203,7 +203,7 @@ def test_mlflow_down_failing_or_slow_is_waited_for_and_nothing_else_waits(traine
     state_dir, name = trainer.state_dir, trainer.name
     proxy.always(Fault(refused=True))  # down at the start
     trainer.commit(0)
-    trainer.releaser.start()
+    trainer.start_releaser()
     trainer.commit(1, version=True)
     lines = wait_for_error(trainer, "registry", "Connection reset")
     lines += wait_for_error(trainer, "metrics", "Connection reset")
@@ -229,7 +229,7 @@ def test_an_answer_that_trickles_in_ends_the_process_and_the_next_one_goes_on(tr
     monkeypatch.setenv("HASTY_ATTEMPT_S", "3")
     proxy.rule = lambda method, path: Fault(trickle_s=0.5) if "get-by-name" in path else FINE
     trainer.commit(0)
-    trainer.releaser.start()
+    trainer.start_releaser()
     monkeypatch.setenv("HASTY_ATTEMPT_S", "600")
     lines = until(lambda: any("get-by-name" in path for _, path in proxy.seen), trainer)
     lines += until(lambda: trainer.releaser.pid is None, trainer)
@@ -245,14 +245,14 @@ def test_a_locked_database_is_waited_for_and_late_effects_are_not_doubled(traine
     trainer.commit(1, version=True)
     database = sqlite3.connect(server.database, isolation_level=None)
     database.execute("BEGIN IMMEDIATE")  # reading goes on, writing waits: longer than the releaser waits for it
-    trainer.releaser.start()
+    trainer.start_releaser()
     wait_for_error(trainer, "metrics", "timed out")
     until(lambda: sum("runs/create" in path for _, path in proxy.seen) > 1, trainer)  # two wait in the server now
     database.execute("ROLLBACK")
     database.close()
     wait_for_release(trainer, 1)
     trainer.releaser.end(20)
-    trainer.releaser.start()  # what came late is cleaned up by the next process at the latest
+    trainer.start_releaser()  # what came late is cleaned up by the next process at the latest
     trainer.commit(2, version=True)
     wait_for_release(trainer, 2)
     assert len(client.search_runs([experiment])) == 1
@@ -261,7 +261,7 @@ def test_a_locked_database_is_waited_for_and_late_effects_are_not_doubled(traine
 
 def test_a_wiped_server_gets_all_that_is_still_owed_and_nothing_again(trainer, server, proxy, client):
     trainer.commit(0)
-    trainer.releaser.start()
+    trainer.start_releaser()
     trainer.commit(1, version=True)
     wait_for_release(trainer, 1)
     proxy.always(Fault(refused=True))
@@ -277,7 +277,7 @@ def test_a_wiped_server_gets_all_that_is_still_owed_and_nothing_again(trainer, s
 def test_what_a_person_deletes_under_a_running_job_stays_deleted_and_the_job_goes_on(trainer, client):
     name = trainer.name
     trainer.commit(0)
-    trainer.releaser.start()
+    trainer.start_releaser()
     trainer.commit(1, version=True)
     wait_for_release(trainer, 1)
     (first,) = runs(client, name)
@@ -300,7 +300,7 @@ def test_a_point_that_mlflow_refuses_holds_up_the_metrics_alone_until_a_person_g
     state_dir = trainer.state_dir
     proxy.rule = lambda method, path: Fault(status=400) if "log-batch" in path else FINE
     trainer.commit(0)
-    trainer.releaser.start()
+    trainer.start_releaser()
     trainer.commit(1)
     trainer.commit(2)
     lines = until((state_dir / "release" / "metrics").exists, trainer)
@@ -328,7 +328,7 @@ def test_killed_at_random_requests_the_releaser_does_nothing_twice(trainer, prox
     trainer.commit(0)
     trainer.commit(1, version=True, rejects=[REJECT])
     trainer.commit(2, version=True)
-    trainer.releaser.start()
+    trainer.start_releaser()
     for _ in range(3):
         killed = kill_after(proxy, trainer, random.randrange(5, 50))
         until(lambda killed=killed: killed or released(trainer.state_dir) == 2, trainer)
@@ -358,7 +358,7 @@ def test_a_mirror_that_cannot_be_written_holds_up_nothing_else(tmp_path, proxy, 
     trainer = Trainer(tmp_path, kafka_mock, proxy.uri, f"job {next(_numbers)}", snapshot={"mirror": str(target)})
     state = dict.fromkeys(("arrays", "document", "ledger"), trainer.store.put([b"state"])) | {"slabs": []}
     trainer.commit(0, anchor=0, blobs=state)
-    trainer.releaser.start()
+    trainer.start_releaser()
     try:
         trainer.commit(1)
         wait_for_release(trainer, 1)
@@ -377,7 +377,7 @@ def test_a_mirror_that_cannot_be_written_holds_up_nothing_else(tmp_path, proxy, 
 
 def test_nothing_is_released_on_top_of_another_lineage(trainer, proxy, client, tmp_path, kafka_mock):
     trainer.commit(0)
-    trainer.releaser.start()
+    trainer.start_releaser()
     trainer.commit(1, version=True)
     wait_for_release(trainer, 1)
     trainer.releaser.end(20)
@@ -386,7 +386,7 @@ def test_nothing_is_released_on_top_of_another_lineage(trainer, proxy, client, t
     proxy.always(Fault(refused=True))
     lost.commit(0)
     lost.commit(1, version=True)
-    lost.releaser.start()
+    lost.start_releaser()
     try:
         wait_for_error(lost, "metrics", "Connection reset")
         assert lost.releaser.refusal is None  # as long as MLflow cannot be asked, training goes on
@@ -399,7 +399,7 @@ def test_nothing_is_released_on_top_of_another_lineage(trainer, proxy, client, t
         assert [run.info.status for run in runs(client, trainer.name)] == ["FINISHED"]
         lost.commit(2, new_lineage=True)
         lost.releaser.refusal = None
-        lost.releaser.start()
+        lost.start_releaser()
         wait_for_release(lost, 2)
         assert lost.releaser.refusal is None
         assert len(versions(client, trainer.name)) == 2
@@ -430,7 +430,7 @@ def test_dead_letters_wait_for_a_frozen_broker_and_for_a_topic_that_can_be_made(
     os.kill(kafka.pid, signal.SIGSTOP)
     try:
         trainer.commit(0, rejects=[REJECT])
-        trainer.releaser.start()
+        trainer.start_releaser()
         wait_for_error(trainer, "dead_letters", "Kafka cannot be reached")
     finally:
         os.kill(kafka.pid, signal.SIGCONT)

@@ -103,7 +103,7 @@ def test_an_error_names_its_cause_and_no_password() -> None:
 def test_a_process_that_does_not_listen_blocks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(releaser, "_COMMAND", (sys.executable, "-c", "import time; time.sleep(600)"))
     handle = Releaser(tmp_path)
-    handle.start()
+    handle.start(0)
     try:
         for sequence in range(50_000):  # more than a pipe holds
             handle.committed(sequence)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -286,9 +286,9 @@ def test_closing_waits_for_the_commit_that_is_being_written(config: JobConfig) -
     written = Event()
 
     class SlowStore(MemoryStore):
-        def commit(self, sequence: int, manifest: Manifest) -> str:
+        def commit(self, sequence: int, manifest: Manifest, check: Callable[[], None] = lambda: None) -> str:
             written.wait(0.1)
-            checksum = super().commit(sequence, manifest)
+            checksum = super().commit(sequence, manifest, check)
             if sequence:
                 written.set()
             return checksum
