@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import version as installed
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -37,48 +37,8 @@ _QUIET = {
 }
 
 
-class Registry(Protocol):
-    """Versions of models by name, and one run of metrics per lineage. Any call may be repeated."""
-
-    def resume(self, name: str, lineage: str) -> None:
-        """Marks the lineage's run as RUNNING; creates it if there is none."""
-        ...
-
-    def finish(self, name: str, lineage: str) -> None:
-        """Marks the lineage's run, if there is one, as FINISHED."""
-        ...
-
-    def log(self, name: str, lineage: str, points: Sequence[Point]) -> None:
-        """Adds points that the lineage's run does not have yet. Values that are not finite are dropped."""
-        ...
-
-    def logged(self, name: str, lineage: str) -> int:
-        """The step of the newest point that the lineage's run has; -1 without one."""
-        ...
-
-    def register(self, candidate: Candidate) -> int | None:
-        """Registers a candidate once and moves the aliases.
-
-        Returns its version number; None if it was registered before and somebody has deleted the version: it stays
-        deleted. Raises CheckError.
-        """
-        ...
-
-    def newest(self, name: str, lineage: str | None = None) -> Version | None:
-        """The newest version that a trainer has registered, of one lineage or of any."""
-        ...
-
-    def versions(self, name: str) -> list[Version]:
-        """All versions of a name, oldest first."""
-        ...
-
-    def aliases(self, name: str) -> dict[str, int]:
-        """Version numbers by alias."""
-        ...
-
-
 class MLflowRegistry:
-    """A tracking store and a model registry at one MLflow address: SQLite or a server.
+    """A `Registry`: a tracking store and a model registry at one MLflow address: SQLite or a server.
 
     Args:
         tracking_uri: `sqlite:///...` (a relative path counts from the working directory) or `http(s)://...`.
