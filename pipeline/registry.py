@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from consumers.errors import CheckError
 from consumers.record import Float32s
 from pipeline.tracking import artifact_root, database
 from pipeline.version import Candidate, Point, Version, alias_moves
@@ -227,15 +228,25 @@ class MLflowRegistry:
             return Schema([TensorSpec(np.dtype(np.float32), (-1, *values.shape[1:]))])
 
         model = Model()
-        mlflow.pytorch.save_model(
-            candidate.scorer,
-            str(path),
-            mlflow_model=model,
-            signature=ModelSignature(tensor(candidate.features_BC), tensor(candidate.scores)),
-            input_example=np.nan_to_num(candidate.features_BC[:3]),  # two rows or more keep N dynamic; JSON has no NaN
-            pip_requirements=[f"{name}=={installed(name).split('+')[0]}" for name in ("mlflow", "torch", "numpy")],
-            serialization_format="pt2",
-        )
+        try:
+            mlflow.pytorch.save_model(
+                candidate.scorer,
+                str(path),
+                mlflow_model=model,
+                signature=ModelSignature(tensor(candidate.features_BC), tensor(candidate.scores)),
+                input_example=np.nan_to_num(
+                    candidate.features_BC[:3]
+                ),  # two rows or more keep N dynamic; no NaN in JSON
+                pip_requirements=[f"{name}=={installed(name).split('+')[0]}" for name in ("mlflow", "torch", "numpy")],
+                serialization_format="pt2",
+            )
+        except OSError:  # the disk is full, and may have room again
+            raise
+        except Exception as error:  # of any kind: torch's own, and those of the module
+            raise CheckError(
+                f"snapshot {candidate.snapshot_id}: torch.export cannot export the module "
+                f"({type(error).__name__}: {error}); nothing was registered"
+            ) from error
         # Left to itself, pyfunc wants CUDA wherever there is one, and refuses weights exported on the CPU.
         model.flavors["python_function"]["config"] = {"device": "cpu"}
         (path / "columns.json").write_text(json.dumps(candidate.columns, indent=1) + "\n")
