@@ -11,7 +11,7 @@ from pipeline.lineage import check_lineage
 from pipeline.store import LocalStore, Manifest
 
 if TYPE_CHECKING:
-    from pipeline.registry import Registry
+    from pipeline.version import Registry
 
 _OWED = {"dead_letters": "dead_letters", "metrics": "points", "registry": "version"}
 """The owed blob that each sink releases."""

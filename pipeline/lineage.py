@@ -10,8 +10,7 @@ from consumers.errors import SnapshotError
 from pipeline.store import Manifest
 
 if TYPE_CHECKING:
-    from pipeline.registry import Registry
-    from pipeline.version import Version
+    from pipeline.version import Registry, Version
 
 
 class LineageError(SnapshotError):

@@ -13,10 +13,11 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import version as installed
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from consumers.errors import CheckError
 from consumers.record import Float32s
 from pipeline.tracking import artifact_root, database
 from pipeline.version import Candidate, Point, Version, alias_moves
@@ -37,48 +38,8 @@ _QUIET = {
 }
 
 
-class Registry(Protocol):
-    """Versions of models by name, and one run of metrics per lineage. Any call may be repeated."""
-
-    def resume(self, name: str, lineage: str) -> None:
-        """Marks the lineage's run as RUNNING; creates it if there is none."""
-        ...
-
-    def finish(self, name: str, lineage: str) -> None:
-        """Marks the lineage's run, if there is one, as FINISHED."""
-        ...
-
-    def log(self, name: str, lineage: str, points: Sequence[Point]) -> None:
-        """Adds points that the lineage's run does not have yet. Values that are not finite are dropped."""
-        ...
-
-    def logged(self, name: str, lineage: str) -> int:
-        """The step of the newest point that the lineage's run has; -1 without one."""
-        ...
-
-    def register(self, candidate: Candidate) -> int | None:
-        """Registers a candidate once and moves the aliases.
-
-        Returns its version number; None if it was registered before and somebody has deleted the version: it stays
-        deleted. Raises CheckError.
-        """
-        ...
-
-    def newest(self, name: str, lineage: str | None = None) -> Version | None:
-        """The newest version that a trainer has registered, of one lineage or of any."""
-        ...
-
-    def versions(self, name: str) -> list[Version]:
-        """All versions of a name, oldest first."""
-        ...
-
-    def aliases(self, name: str) -> dict[str, int]:
-        """Version numbers by alias."""
-        ...
-
-
 class MLflowRegistry:
-    """A tracking store and a model registry at one MLflow address: SQLite or a server.
+    """A `Registry`: a tracking store and a model registry at one MLflow address: SQLite or a server.
 
     Args:
         tracking_uri: `sqlite:///...` (a relative path counts from the working directory) or `http(s)://...`.
@@ -267,15 +228,25 @@ class MLflowRegistry:
             return Schema([TensorSpec(np.dtype(np.float32), (-1, *values.shape[1:]))])
 
         model = Model()
-        mlflow.pytorch.save_model(
-            candidate.scorer,
-            str(path),
-            mlflow_model=model,
-            signature=ModelSignature(tensor(candidate.features_BC), tensor(candidate.scores)),
-            input_example=np.nan_to_num(candidate.features_BC[:3]),  # two rows or more keep N dynamic; JSON has no NaN
-            pip_requirements=[f"{name}=={installed(name).split('+')[0]}" for name in ("mlflow", "torch", "numpy")],
-            serialization_format="pt2",
-        )
+        try:
+            mlflow.pytorch.save_model(
+                candidate.scorer,
+                str(path),
+                mlflow_model=model,
+                signature=ModelSignature(tensor(candidate.features_BC), tensor(candidate.scores)),
+                input_example=np.nan_to_num(
+                    candidate.features_BC[:3]
+                ),  # two rows or more keep N dynamic; no NaN in JSON
+                pip_requirements=[f"{name}=={installed(name).split('+')[0]}" for name in ("mlflow", "torch", "numpy")],
+                serialization_format="pt2",
+            )
+        except OSError:  # the disk is full, and may have room again
+            raise
+        except Exception as error:  # of any kind: torch's own, and those of the module
+            raise CheckError(
+                f"snapshot {candidate.snapshot_id}: torch.export cannot export the module "
+                f"({type(error).__name__}: {error}); nothing was registered"
+            ) from error
         # Left to itself, pyfunc wants CUDA wherever there is one, and refuses weights exported on the CPU.
         model.flavors["python_function"]["config"] = {"device": "cpu"}
         (path / "columns.json").write_text(json.dumps(candidate.columns, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""What is published of a snapshot: metric points, and a version with its model, tags and description."""
+"""What is published of a snapshot, metric points and a version with its model, tags and description; and where to."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -80,6 +80,46 @@ class Version:
     lineage: str
     tags: Mapping[str, str] = field(repr=False)
     description: str = field(repr=False)
+
+
+class Registry(Protocol):
+    """Versions of models by name, and one run of metrics per lineage. Any call may be repeated."""
+
+    def resume(self, name: str, lineage: str) -> None:
+        """Marks the lineage's run as RUNNING; creates it if there is none."""
+        ...
+
+    def finish(self, name: str, lineage: str) -> None:
+        """Marks the lineage's run, if there is one, as FINISHED."""
+        ...
+
+    def log(self, name: str, lineage: str, points: Sequence[Point]) -> None:
+        """Adds points that the lineage's run does not have yet. Values that are not finite are dropped."""
+        ...
+
+    def logged(self, name: str, lineage: str) -> int:
+        """The step of the newest point that the lineage's run has; -1 without one."""
+        ...
+
+    def register(self, candidate: Candidate) -> int | None:
+        """Registers a candidate once and moves the aliases.
+
+        Returns its version number; None if it was registered before and somebody has deleted the version: it stays
+        deleted. Raises CheckError.
+        """
+        ...
+
+    def newest(self, name: str, lineage: str | None = None) -> Version | None:
+        """The newest version that a trainer has registered, of one lineage or of any."""
+        ...
+
+    def versions(self, name: str) -> list[Version]:
+        """All versions of a name, oldest first."""
+        ...
+
+    def aliases(self, name: str) -> dict[str, int]:
+        """Version numbers by alias."""
+        ...
 
 
 def alias_moves(aliases: Mapping[str, int], placed: Mapping[str, int], version: int) -> list[tuple[str, int]]:

@@ -302,6 +302,19 @@ def test_a_registered_model_that_a_person_deleted_is_made_anew_for_the_next_vers
     assert mlflow_registry.aliases(name) == {"champion": 1, "challenger": 1}
 
 
+class Unexportable(torch.nn.Module):
+    def forward(self, features_NC):
+        return features_NC[:, 0] if features_NC.sum() > 0 else features_NC[:, 1]
+
+
+def test_a_module_that_cannot_be_exported_is_refused_and_leaves_nothing(mlflow_registry, name):
+    with pytest.raises(CheckError, match="cannot export the module"):
+        mlflow_registry.register(candidate(name, 1, scorer=Unexportable().eval()))
+    assert mlflow_registry.versions(name) == []
+    experiment = mlflow_registry._client.get_experiment_by_name(name)
+    assert mlflow_registry._client.search_logged_models([experiment.experiment_id]) == []
+
+
 def test_files_of_a_new_experiment_lie_beside_a_sqlite_database(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     beside = (tmp_path / "mlartifacts").as_uri()
