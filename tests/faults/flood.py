@@ -82,7 +82,7 @@ def flood(folder: Path, memory: int, size: int) -> dict[str, Any]:
     snapshots = Snapshots(LocalStore(folder / "state"), config, on_durable=lambda _: None, released=lambda: 10**9)
     snapshots.begin(Lineage.begin("cluster", {p.topic: "id" for p in partitions}, partitions), state)
     cadence = SnapshotCadence(config.snapshot.every, time.monotonic, 0)
-    before, most, entries = 0, 0, 0
+    before = most = 0
     rows = size // state.join._tables[0].slab_bytes * 8192
     for number, span in enumerate(spans(rows // SPAN)):
         if number == WARM_UP_SPANS:
@@ -92,7 +92,6 @@ def flood(folder: Path, memory: int, size: int) -> dict[str, Any]:
             snapshots.commit(state)
         if number > WARM_UP_SPANS and number % 3 == 0:
             most = max(most, resident())
-        entries += 1
     snapshots.commit(state)
     snapshots.wait()
     snapshots.close()
