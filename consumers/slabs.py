@@ -243,8 +243,9 @@ class SlabTable:
         enter(rows, start, start + count)
 
     def _size_index(self, size: int) -> None:
-        kind = self.rows.index_H.dtype
-        self.rows = self.rows._replace(index_H=np.empty(size, kind), tag_H=np.empty(size, np.uint8))
+        # Mappings of their own, as large as the largest arrays here are: freed memory goes back, a heap would keep it.
+        index_H = mapping.reserve((size,), self.rows.index_H.dtype)
+        self.rows = self.rows._replace(index_H=index_H, tag_H=mapping.reserve((size,), np.dtype(np.uint8)))
 
     def _give_back(self, slab: int) -> None:
         """A dropped slab's place is free, and its memory the system's: it is no part of `resident_bytes` any more."""
