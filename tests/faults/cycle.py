@@ -30,6 +30,7 @@ from pipeline.state import State, fresh_positions
 from pipeline.store import LocalStore, Manifest
 from pipeline.telemetry import StatusFile
 from pipeline.train import learn
+from tests.faults.supervise import Call
 from tests.stream import events, job
 from tests.tiny import TinyLearner
 
@@ -93,7 +94,10 @@ SMALL = {
 """Snapshots of a few kilobytes, for thousands of them."""
 
 Note = Callable[[str], None]
-"""Hears what a life has done: `durable SEQUENCE CHECKSUM` when a commit has returned, `release SEQUENCE CHECKSUM`."""
+"""Hears of `durable SEQUENCE CHECKSUM`, a commit has returned, of `release SEQUENCE CHECKSUM`, and of both ends of what
+the releaser does, which is a process of its own: `releaser begins`, `releaser ends`."""
+
+_RELEASER_STARTS_MAX = 5
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,22 @@ def live(cycle: Cycle, place: Place, *, upto: int | None = None, note: Note = la
     except BaseException:
         place.log.write_text(traceback.format_exc())
         return BROKEN
+
+
+def live_noting(cycle: Cycle, place: Place) -> int:
+    """A life whose notes can be seen by who supervises its folder."""
+    with (place.folder / "notes").open("a", buffering=1) as notes:
+        return live(cycle, place, note=lambda line: print(line, file=notes))
+
+
+def on_disk(call: Call) -> bool:
+    """Whether a call in a job's folder is about the state directory, or the folder that it is in."""
+    return call.path in ("", "state") or call.path.startswith("state/")
+
+
+def noted(call: Call) -> list[str]:
+    """What a call notes."""
+    return call.data().decode().splitlines() if call.path == "notes" and call.size else []
 
 
 class Life:
@@ -188,8 +208,19 @@ class Life:
         self._release(state)
 
     def _release(self, state: State) -> None:
-        """As `pipeline.release`, sink by sink and oldest first, and a marker after each snapshot."""
+        """Lets the releaser take its turn. What it cannot read or write ends it, and it is started again."""
         self._status.write("training", state, snapshot={"sequence": self._snapshots.sequence})
+        self._note("releaser begins")
+        for _ in range(_RELEASER_STARTS_MAX):
+            try:
+                self._release_all()
+                break
+            except OSError:
+                continue
+        self._note("releaser ends")
+
+    def _release_all(self) -> None:
+        """As `pipeline.release`, sink by sink and oldest first, and a marker after each snapshot."""
         sequences = self._store.sequences()
         for sink in SINKS:
             marker = read_marker(self._place.state, sink)
@@ -233,6 +264,11 @@ def outcome(place: Place) -> dict[str, Any]:
     names = ("sequence", "state_sha256", "weights_sha256", "counts", "metrics", "rows_trained", "watermark", "cursor")
     found = {name: manifest[name] for name in names}
     return {**found, "world": place.effects(), "ledger": ledger(store, manifest), "owed_till": released(place.state)}
+
+
+def differing(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """In what two outcomes differ."""
+    return [f"{name} is {found[name]!r}, not {value!r}" for name, value in expected.items() if found[name] != value]
 
 
 def ledger(store: LocalStore, manifest: Manifest) -> list[Line]:
@@ -285,5 +321,5 @@ def copy(source: Place, target: Place) -> None:
         there = target.folder / path.relative_to(source.folder)
         if path.is_dir():
             there.mkdir()
-        elif path.name != "lock":
+        elif path.name not in ("lock", "notes"):
             os.link(path, there)

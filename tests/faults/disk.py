@@ -47,10 +47,7 @@ class File:
         for change in self.changes:
             if chance.random() >= share:
                 continue
-            if isinstance(change, int):
-                found = _resized(found, change)
-            else:
-                found = _torn(found, *change, chance)
+            found = _resized(found, change) if isinstance(change, int) else _torn(found, *change, chance)
         return found
 
 

@@ -29,7 +29,19 @@ from typing import Any
 from consumers.errors import EvertrainError
 from pipeline.fence import hold
 from pipeline.store import LocalStore
-from tests.faults.cycle import FINISHED, SMALL, Cycle, Life, Place, incomplete, live, outcome
+from tests.faults.cycle import (
+    FINISHED,
+    SMALL,
+    Cycle,
+    Life,
+    Place,
+    differing,
+    incomplete,
+    live,
+    live_noting,
+    on_disk,
+    outcome,
+)
 from tests.faults.disk import Disk, Tree
 from tests.faults.supervise import KILL, READING, SUPPORTED, Call, fork, supervise, wait
 from tests.faults.syscalls import scratch
@@ -38,11 +50,6 @@ STATES_A_CALL = 4
 FINISHED_EVERY = 200  # one of so many distinct states learns on to the end
 LIVES_MAX = 3  # in one recording
 FAILED_MAX = 10
-
-
-def on_disk(call: Call) -> bool:
-    """Whether a call is about the state directory, or the folder that it is in."""
-    return call.path in ("", "state") or call.path.startswith("state/")
 
 
 @dataclass(frozen=True)
@@ -54,8 +61,10 @@ class Promise:
     world: dict[str, str] = field(default_factory=dict)
 
     def noted(self, line: str) -> Promise:
-        _, sequence, checksum = line.split()
-        return Promise(int(sequence), checksum, self.world) if int(sequence) >= self.sequence else self
+        what, *about = line.split()
+        if what not in ("durable", "release") or int(about[0]) < self.sequence:
+            return self
+        return Promise(int(about[0]), about[1], self.world)
 
     def done(self, path: str, data: bytes) -> Promise:
         return Promise(self.sequence, self.checksum, {**self.world, path: self.world.get(path, "") + data.decode()})
@@ -131,13 +140,9 @@ class Harness:
         """One life: up to a call, or to the end."""
         place.folder.mkdir(exist_ok=True)
         recorder = Recorder(kill_at)
-        code = supervise(partial(self._noted, place), place.folder, recorder)
+        code = supervise(partial(live_noting, self._cycle, place), place.folder, recorder)
         assert code in (FINISHED, -9), place.log.read_text()
         return recorder
-
-    def _noted(self, place: Place) -> int:
-        descriptor = os.open(place.folder / "notes", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        return live(self._cycle, place, note=lambda line: os.write(descriptor, f"{line}\n".encode()) and None)
 
     def _recording(self, chance: random.Random) -> None:
         """Some lives, one after another, and the states that each might have left."""
@@ -190,8 +195,7 @@ class Harness:
             (place.world / name).write_text(content)
         if wait(fork(partial(live, self._cycle, place))) != FINISHED:
             return [f"it does not go on: {place.log.read_text()}"]
-        found = outcome(place)
-        return [f"{k} is {found[k]!r}, not {v!r}" for k, v in self._expected.items() if found[k] != v]
+        return differing(self._expected, outcome(place))
 
     @property
     def distinct(self) -> int:

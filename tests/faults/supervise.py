@@ -1,4 +1,4 @@
-"""Stands between a process and the kernel: sees each call on the files of one directory, and decides what becomes of it.
+"""Stands between a process and the kernel: sees each call on the files of a directory, and decides what becomes of it.
 
 Seccomp's user notification (Linux 5.6, `man 2 seccomp_unotify`) does without ptrace, strace and a compiler: a forked
 process hands over the calls that its filter names and sleeps until it is told to go on, given an error, or killed.
@@ -23,9 +23,7 @@ from typing import Any
 SUPPORTED = platform.system() == "Linux" and platform.machine() == "x86_64"
 
 READING = frozenset({"read", "pread64"})
-_UNKNOWN = frozenset(
-    {"writev", "pwritev", "pwritev2", "sendfile", "copy_file_range", "openat2", "fallocate", "symlink"}
-)
+_UNKNOWN = ("writev", "pwritev", "pwritev2", "sendfile", "copy_file_range", "openat2", "fallocate", "symlink")
 
 _FD, _PATH, _AT, _TWO_PATHS, _TWO_ATS = range(5)  # where the arguments say which file is meant
 _CALLS = {  # by number: name, and that
