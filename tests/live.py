@@ -141,8 +141,8 @@ class Stream:
         part = [record for record in self.records[topic] if row(record) in rows]
         produce(self.broker.bootstrap, topic, [placed(record, row(record) % 2) for record in part])
 
-    def live(self, store: Any = None, **options: Any) -> Live:
-        self._lives.append(Live(self.config, store, **options))
+    def live(self, store: Any = None, *, config: JobConfig | None = None, until_caught_up: bool = False) -> Live:
+        self._lives.append(Live(config or self.config, store, until_caught_up=until_caught_up))
         return self._lives[-1]
 
     def add_partitions(self) -> None:
