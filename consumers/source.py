@@ -150,7 +150,6 @@ class KafkaSource:
                 continue
             died_too_soon = carrier.reached == carrier.job.starts  # then the next one takes more time
             pause_ms = 2 * carrier.job.pause_ms if died_too_soon else PAUSE_MS
-            log.info("CARRIER died %s %s %s", carrier.reached, carrier.job.starts, pause_ms)
             if pause_ms > PAUSE_MS * 2**RESTARTS_MAX:
                 return carrier
             carrier.process.close()
