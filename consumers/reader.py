@@ -113,16 +113,20 @@ class Reader:
 
     def run(self) -> None:
         """Runs until the learner closes the pipe, or until it has to be started again."""
-        while self._listen() and self._watch_topics():
-            self._fetch()
-            self._release()
-            for index in range(len(self._cutters)):
-                self._publish(index)
-            self._balance()
-            now = time.monotonic()
-            if now - self._proved_at > END_PROOF_EVERY_S:
-                self._proved_at = now
-                self._prove_ends()
+        while self._listen() and self.watch_topics():
+            self.turn()
+
+    def turn(self) -> None:
+        """Fetches, and hands on what it may."""
+        self._fetch()
+        self._release()
+        for index in range(len(self._cutters)):
+            self._publish(index)
+        self._balance()
+        now = time.monotonic()
+        if now - self._proved_at > END_PROOF_EVERY_S:
+            self._proved_at = now
+            self._prove_ends()
 
     def _listen(self) -> bool:
         try:
@@ -138,7 +142,7 @@ class Reader:
             return False
         return True
 
-    def _watch_topics(self) -> bool:
+    def watch_topics(self) -> bool:
         """Tells the learner what is wrong and what is new. False once a topic is back: a new consumer is safer."""
         was_missing = self._watch.missing
         self._watch.poll(time.monotonic(), held=bool(self._held))

@@ -53,7 +53,7 @@ class Live:
         self.applied: list[Entry] = []
         self._entries = self.source.entries(self.state.positions)
 
-    def run(self, until: Callable[[], Any] = lambda: False, seconds: float = 40) -> None:
+    def run(self, until: Callable[[], Any] = lambda: False, seconds: float = 25) -> None:
         """Applies entries until `until()`, or to the end of the stream; fails after so many seconds without that."""
         deadline = time.monotonic() + seconds
         for entry in self._entries:
@@ -67,7 +67,7 @@ class Live:
                 return
             assert time.monotonic() < deadline, (self.wait, self.state.counts()["totals"])
 
-    def fails(self, seconds: float = 40) -> str:
+    def fails(self, seconds: float = 25) -> str:
         """Runs until the stream is not what it was; returns the error's text."""
         try:
             self.run(seconds=seconds)
