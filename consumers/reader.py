@@ -165,7 +165,7 @@ class Reader:
 
     def _release(self) -> None:
         """Takes what was fetched before the topics were last seen to be the same ones."""
-        while self._held and self._held[0][0] <= self._watch.confirmed_at:
+        while self._held and self._held[0][0] < self._watch.confirmed_at:
             fetched_at, fetched, ends = self._held.popleft()
             for partition, messages in fetched.items():
                 cutter = self._cutters[self._index[partition]]

@@ -42,7 +42,7 @@ class Tampering:
         self.kind, self.left, self.before = kind, times, b""
 
     def __call__(self, api: int, answer: bytes) -> bytes | None:
-        if api != FETCH or b'"ts":' not in answer:
+        if api != FETCH or b'"a":' not in answer:
             return answer
         before, self.before = self.before, answer
         if self.left <= 0 or (self.kind == "replayed" and not before):
@@ -52,7 +52,7 @@ class Tampering:
             return None
         if self.kind == "replayed":
             return before
-        at = answer.index(b'"ts":') + len(b'"ts":') + 8
+        at = answer.index(b'"a":') + len(b'"a":') + 7
         return answer[:at] + bytes([answer[at] ^ 1]) + answer[at + 1 :]
 
 
