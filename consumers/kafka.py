@@ -41,12 +41,8 @@ CONSUMER_SETTINGS: Mapping[str, Any] = {
 }
 """What Evertrain's promises rest on; the job file cannot change these."""
 
-ONE_BATCH_AT_A_TIME: Mapping[str, Any] = {
-    "fetch.message.max.bytes": 1,
-    "queued.min.messages": 1,
-    "fetch.queue.backoff.ms": 100,
-}
-"""For reading up to a batch that no reader survives: the next one is fetched some time after this one was taken."""
+ONE_BATCH_AT_A_TIME: Mapping[str, Any] = {"fetch.message.max.bytes": 1, "queued.min.messages": 1}
+"""For reading up to a batch that no reader survives: the next one is fetched only when this one was taken."""
 
 
 def group_id(name: str, settings: Mapping[str, Any]) -> str:
@@ -210,9 +206,10 @@ class Fetcher:
     """A consumer with fixed assignment: messages, and the ends it meets."""
 
     def __init__(
-        self, settings: Mapping[str, Any], group: str, starts: Mapping[Partition, int], *, careful: bool = False
+        self, settings: Mapping[str, Any], group: str, starts: Mapping[Partition, int], *, pause_ms: int = 0
     ) -> None:
-        pace = ONE_BATCH_AT_A_TIME if careful else {}
+        """With `pause_ms`, it takes one batch at a time, about so long after the one before."""
+        pace = {**ONE_BATCH_AT_A_TIME, "fetch.queue.backoff.ms": pause_ms} if pause_ms else {}
         self._consumer = Consumer({**_client_settings(settings), "group.id": group, **CONSUMER_SETTINGS, **pace})
         self._consumer.assign([TopicPartition(p.topic, p.number, offset) for p, offset in starts.items()])
 

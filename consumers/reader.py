@@ -37,6 +37,7 @@ QUEUE_BYTES_MAX = 2 * SPAN_RAW_BYTES_MAX
 QUEUE_SPANS_MAX = 8
 END_PROOF_EVERY_S = 1.0
 HELD_FETCHES_MAX = 64
+PAUSE_MS = 100
 PASSING, DIED = 0, 1
 """Exit codes: the reader is to be started again at once, or something may be wrong with what it read."""
 GC_THRESHOLD = 100_000
@@ -58,7 +59,7 @@ class ReaderJob:
     stream: StreamConfig
     slot_bytes: int
     gaps_allowed: bool
-    careful: bool = False  # one batch at a time
+    pause_ms: int = 0  # 0, or how long to wait after each batch: see `careful`
 
     def cutters(self) -> list[Cutter]:
         """One per partition, in order of index."""
@@ -75,14 +76,15 @@ class ReaderJob:
         return cutters
 
 
-def careful(job: ReaderJob) -> ReaderJob:
+def careful(job: ReaderJob, pause_ms: int = PAUSE_MS) -> ReaderJob:
     """The same job one batch at a time, to get as far as can be: all before a batch that kills the reader.
 
     It takes one message at a time: while one is left in its queue, librdkafka does not fetch the next batch, and once
-    there is none it takes a while. So what was read has gone to the learner before the reader dies of the next batch.
+    there is none it takes up to `pause_ms`. So what was read has mostly gone to the learner before the reader dies of
+    the next batch.
     """
     # Nothing that was read waits until the topics were seen again.
-    return replace(job, careful=True, topic_ids={})
+    return replace(job, pause_ms=pause_ms, topic_ids={})
 
 
 class Reader:
@@ -102,7 +104,7 @@ class Reader:
         self._cluster = Cluster(job.settings)
         self._watch = TopicWatch(self._cluster, job.topic_ids, set(job.starts))
         below = {p: start for p, start in job.starts.items() if start < job.bounds.get(p, start + 1)}
-        self._fetcher = Fetcher(job.settings, job.group, below, careful=job.careful)
+        self._fetcher = Fetcher(job.settings, job.group, below, pause_ms=job.pause_ms)
         self._held: deque[tuple[float, dict[Partition, Messages], dict[Partition, int]]] = deque()
         self._announced: set[Partition] = set()
         self._short: set[Partition] = set()  # whose end lay before what was read, when last asked
@@ -111,16 +113,20 @@ class Reader:
 
     def run(self) -> None:
         """Runs until the learner closes the pipe, or until it has to be started again."""
-        while self._listen() and self._watch_topics():
-            self._fetch()
-            self._release()
-            for index in range(len(self._cutters)):
-                self._publish(index)
-            self._balance()
-            now = time.monotonic()
-            if now - self._proved_at > END_PROOF_EVERY_S:
-                self._proved_at = now
-                self._prove_ends()
+        while self._listen() and self.watch_topics():
+            self.turn()
+
+    def turn(self) -> None:
+        """Fetches, and hands on what it may."""
+        self._fetch()
+        self._release()
+        for index in range(len(self._cutters)):
+            self._publish(index)
+        self._balance()
+        now = time.monotonic()
+        if now - self._proved_at > END_PROOF_EVERY_S:
+            self._proved_at = now
+            self._prove_ends()
 
     def _listen(self) -> bool:
         try:
@@ -136,7 +142,7 @@ class Reader:
             return False
         return True
 
-    def _watch_topics(self) -> bool:
+    def watch_topics(self) -> bool:
         """Tells the learner what is wrong and what is new. False once a topic is back: a new consumer is safer."""
         was_missing = self._watch.missing
         self._watch.poll(time.monotonic(), held=bool(self._held))
@@ -151,7 +157,7 @@ class Reader:
             time.sleep(0.002)  # librdkafka's own queues are bounded, too
             return
         try:
-            fetched, ends = self._fetcher.fetch(1 if self._job.careful else FETCH_MESSAGES, 0.01)
+            fetched, ends = self._fetcher.fetch(1 if self._job.pause_ms else FETCH_MESSAGES, 0.01)
         except OffsetGoneError as error:
             raise self._gone(self._cutters[self._index[error.partition]]) from None
         if fetched or ends:
@@ -159,7 +165,7 @@ class Reader:
 
     def _release(self) -> None:
         """Takes what was fetched before the topics were last seen to be the same ones."""
-        while self._held and self._held[0][0] <= self._watch.confirmed_at:
+        while self._held and self._held[0][0] < self._watch.confirmed_at:
             fetched_at, fetched, ends = self._held.popleft()
             for partition, messages in fetched.items():
                 cutter = self._cutters[self._index[partition]]

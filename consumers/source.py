@@ -13,7 +13,7 @@ from consumers.cutter import slot_bytes
 from consumers.errors import DependencyError, StreamError
 from consumers.planner import Planner
 from consumers.poison import Search, UndecidedError
-from consumers.reader import ReaderJob, careful
+from consumers.reader import PAUSE_MS, ReaderJob, careful
 from consumers.record import CaughtUp, Command, Entry, Lost, Partition, Position, Span, Wait
 from consumers.supervisor import Feed
 
@@ -99,8 +99,8 @@ class KafkaSource:
         planner, main = self._start(positions)
         while True:
             self._send_finish(main, positions)
-            if not self._receive(main, planner, 0):
-                return self._bury(main, started_at)
+            if dead := self._receive(main, planner, 0):
+                return _bury(dead, started_at)
             if main.added and not self._bounds:
                 yield from main.added
                 return _Death("", 0, None)  # a new reader reads them, too
@@ -121,8 +121,8 @@ class KafkaSource:
                 planner.taken(entry)
                 for feed in self._feeds():
                     feed.taken(entry)
-            elif isinstance(entry, Wait) and not self._receive(main, planner, 0.02):
-                return self._bury(main, started_at)
+            elif isinstance(entry, Wait) and (dead := self._receive(main, planner, 0.02)):
+                return _bury(dead, started_at)
 
     def _start(self, positions: Mapping[Partition, Position]) -> tuple[Planner, Feed]:
         """Readers of everything ahead: the main one, and one of its own for what lies before a lost batch."""
@@ -138,31 +138,29 @@ class KafkaSource:
                 self._carriers[partition] = self._carrier(partition, starts[partition], planner)
         return planner, self._main
 
-    def _carrier(self, partition: Partition, start: int, planner: Planner) -> Feed:
+    def _carrier(self, partition: Partition, start: int, planner: Planner, pause_ms: int = PAUSE_MS) -> Feed:
         """A reader of what lies before a lost batch, which kills it in the end."""
         job = self._reader_job({partition: start}, {partition: self._lost[partition].start})
-        return Feed(careful(job), planner, partial=True)
+        return Feed(careful(job, pause_ms), planner, partial=True)
 
-    def _receive(self, main: Feed, planner: Planner, timeout_s: float) -> bool:
-        """Takes what the readers have to say. False if one of them is gone and cannot simply go on."""
+    def _receive(self, main: Feed, planner: Planner, timeout_s: float) -> Feed | None:
+        """Takes what the readers have to say. Returns one that is gone and has no successor."""
         for partition, carrier in list(self._carriers.items()):
-            if not carrier.receive(0) and carrier.reached[partition] < self._lost[partition].start:
-                if carrier.reached == carrier.job.starts:
-                    return False
-                carrier.process.close()
-                self._carriers[partition] = self._carrier(partition, carrier.reached[partition], planner)
-        return main.receive(timeout_s)
+            if carrier.receive(0) or carrier.reached[partition] == self._lost[partition].start:
+                continue
+            died_too_soon = carrier.reached == carrier.job.starts  # then the next one takes more time
+            pause_ms = 2 * carrier.job.pause_ms if died_too_soon else PAUSE_MS
+            if pause_ms > PAUSE_MS * 2**RESTARTS_MAX:
+                return carrier
+            carrier.process.close()
+            self._carriers[partition] = self._carrier(partition, carrier.reached[partition], planner, pause_ms)
+        return None if main.receive(timeout_s) else main
 
     def _send_finish(self, main: Feed, positions: Mapping[Partition, Position]) -> None:
         if self._finish_requested and not self._bounds:
             with suppress(DependencyError):  # asked again until Kafka answers
                 self._bounds = self._ends(positions)
                 main.process.tell(("bound", self._bounds))
-
-    def _bury(self, main: Feed, started_at: float) -> _Death:
-        lived_s = time.monotonic() - started_at
-        cause = "" if main.unreadable else main.process.death()
-        return _Death(cause, lived_s, main.unreadable)
 
     def _is_past_bound(self, lost: Lost) -> bool:
         return lost.start >= self._bounds.get(lost.partition, lost.stop)
@@ -202,6 +200,11 @@ class KafkaSource:
             )
         log.error("%s@%d: lost %d offsets: %s", lost.partition, lost.start, lost.stop - lost.start, lost.reason)
         self._lost[lost.partition], self._restarts = lost, 0
+
+
+def _bury(feed: Feed, started_at: float) -> _Death:
+    cause = "" if feed.unreadable else feed.process.death()
+    return _Death(cause, time.monotonic() - started_at, feed.unreadable)
 
 
 def make_reader_job(starts: dict[Partition, int], bounds: dict[Partition, int], **settings: Any) -> ReaderJob:

@@ -61,9 +61,15 @@ class Proxy:
                     client.close()
                     continue
                 self._pairs.append((client, server))
-                asked: dict[int, int] = {}
-                for pump in (self._requests, self._answers):
-                    threading.Thread(target=pump, args=(client, server, asked), daemon=True).start()
+                threading.Thread(target=self._serve, args=(client, server), daemon=True).start()
+
+    def _serve(self, client: socket.socket, server: socket.socket) -> None:
+        asked: dict[int, int] = {}  # the kind of each request by its correlation id
+        answers = threading.Thread(target=self._answers, args=(client, server, asked), daemon=True)
+        with client, server:
+            answers.start()
+            self._requests(client, server, asked)
+            answers.join()
 
     def _requests(self, client: socket.socket, server: socket.socket, asked: dict[int, int]) -> None:
         with suppress(OSError, EOFError):

@@ -53,7 +53,7 @@ class Live:
         self.applied: list[Entry] = []
         self._entries = self.source.entries(self.state.positions)
 
-    def run(self, until: Callable[[], Any] = lambda: False, seconds: float = 40) -> None:
+    def run(self, until: Callable[[], Any] = lambda: False, seconds: float = 25) -> None:
         """Applies entries until `until()`, or to the end of the stream; fails after so many seconds without that."""
         deadline = time.monotonic() + seconds
         for entry in self._entries:
@@ -67,7 +67,7 @@ class Live:
                 return
             assert time.monotonic() < deadline, (self.wait, self.state.counts()["totals"])
 
-    def fails(self, seconds: float = 40) -> str:
+    def fails(self, seconds: float = 25) -> str:
         """Runs until the stream is not what it was; returns the error's text."""
         try:
             self.run(seconds=seconds)
@@ -141,8 +141,8 @@ class Stream:
         part = [record for record in self.records[topic] if row(record) in rows]
         produce(self.broker.bootstrap, topic, [placed(record, row(record) % 2) for record in part])
 
-    def live(self, store: Any = None, **options: Any) -> Live:
-        self._lives.append(Live(self.config, store, **options))
+    def live(self, store: Any = None, *, config: JobConfig | None = None, until_caught_up: bool = False) -> Live:
+        self._lives.append(Live(config or self.config, store, until_caught_up=until_caught_up))
         return self._lives[-1]
 
     def add_partitions(self) -> None:

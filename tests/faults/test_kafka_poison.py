@@ -88,14 +88,11 @@ def test_a_spoiled_batch_is_lost_by_name_and_all_around_it_is_learned(stream: St
     assert (found["value"], found["value_bytes"], found["reason"]) == (None, 0, lost.reason)
 
 
-@pytest.mark.parametrize("codec", ["gzip", "lz4"])
-def test_a_decompression_bomb_kills_only_readers_and_the_job_goes_past_it(
-    fault_broker: Any, tmp_path: Path, codec: str
-) -> None:
+def test_a_decompression_bomb_kills_only_readers_and_the_job_goes_past_it(fault_broker: Any, tmp_path: Path) -> None:
     stream = stream_around(fault_broker, tmp_path, {"stream": {"linger": "20ms", "reader_memory": "128MiB"}})
     stream.produce(0, 200)
     size = BOMB_BYTES // BOMB_RECORDS
-    produce_batch(stream, [(None, bytes(size), 1_700_000_000_200)] * BOMB_RECORDS, codec, 2**31 - 1)
+    produce_batch(stream, [(None, bytes(size), 1_700_000_000_200)] * BOMB_RECORDS, "lz4", 2**31 - 1)
     stream.produce(200, ROWS)
     live = stream.live(until_caught_up=True)
     live.run(seconds=200)

@@ -155,3 +155,12 @@ def test_a_span_of_bad_messages_fits_its_slot_however_long_keys_and_reasons_are(
             rejected += cut.rejects.num_rows
         assert rejected == len(values)
     arena.close()
+
+
+def test_messages_that_come_again_are_taken_once() -> None:
+    target = cutter(span=100)
+    fill(target, [0, 1, 2])
+    fill(target, [1, 2, 3])
+    cut = target.cut(flush=True)
+    assert cut is not None
+    assert (cut.start, cut.stop, cut.messages) == (0, 4, 4)
