@@ -151,9 +151,9 @@ def open_run(job: JobConfig, bounds: Bounds, start: Start, stop: Event) -> Itera
 
 def _choose(snapshots: Snapshots, state_dir: Path, start: Start) -> Manifest | None:
     """The snapshot to go on from; None in an empty directory."""
-    if start.rollback_to is not None:
-        return snapshots.roll_back(start.rollback_to)
     attempted = max(read_marker(state_dir, sink) for sink in SINKS)
+    if start.rollback_to is not None:
+        return snapshots.roll_back(start.rollback_to, attempted)
     return snapshots.newest(attempted)
 
 

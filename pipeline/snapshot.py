@@ -117,6 +117,7 @@ class Snapshots:
         self._frozen = Frozen()
         self._slab_blobs: dict[tuple[int, int], str] = {}
         self._retention = Retention(job.snapshot.keep)
+        self._attempted = -1  # the newest snapshot of which anything may have been released
         self._pieces: list[bytes] = []  # the ledger since the last anchor
         self._anchor: Manifest | None = None  # the last one
         self._parent: dict[str, Any] | None = None
@@ -129,10 +130,12 @@ class Snapshots:
 
     def newest(self, attempted: int = -1) -> Manifest | None:
         """The newest snapshot that verifies; see `recovery.newest_valid`."""
+        self._attempted = attempted
         return newest_valid(self._store, FORMAT, attempted)
 
-    def roll_back(self, sequence: int) -> Manifest:
+    def roll_back(self, sequence: int, attempted: int = -1) -> Manifest:
         """Sets aside every snapshot after one, and returns that. Raises SnapshotError if it is not there."""
+        self._attempted = attempted
         return roll_back(self._store, sequence, FORMAT)
 
     def begin(self, lineage: Lineage, state: State) -> None:
@@ -145,7 +148,8 @@ class Snapshots:
         """The state of a snapshot, which later ones extend. Raises SnapshotError or ConfigError."""
         check_identity(self._job, manifest["config"])
         self.lineage = Lineage.of(manifest)
-        self.sequence = max(manifest["sequence"], self._store.taken())
+        # a number that was released once would count as released, although its snapshot be gone
+        self.sequence = max(manifest["sequence"], self._store.taken(), self._attempted)
         self._parent = {"sequence": manifest["sequence"], "checksum": self._store.checksum(manifest["sequence"])}
         self._slab_blobs = {(side, number): sha256 for side, number, sha256 in manifest["blobs"]["slabs"]}
         self._anchor, self._pieces = pieces_since_anchor(self._store, manifest)

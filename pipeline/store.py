@@ -230,6 +230,8 @@ class MemoryStore:
     def get(self, sha256: str) -> bytes:
         if sha256 not in self._blobs:
             raise SnapshotError(f"{sha256}: the blob is missing")
+        if hashlib.sha256(self._blobs[sha256]).hexdigest() != sha256:
+            raise SnapshotError(f"{sha256}: the blob is damaged (its hash does not match its name)")
         return self._blobs[sha256]
 
     def verify(self, sha256: str) -> None:

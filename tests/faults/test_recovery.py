@@ -169,6 +169,15 @@ def test_rolled_back_it_is_a_lineage_of_its_own_with_what_it_comes_from(story: S
     assert again["ancestors"] == [first, rolled_back["lineage"]]
 
 
+def test_the_number_of_a_released_snapshot_that_vanished_is_never_used_again(story: Story) -> None:
+    story.mark_released(8)
+    manifest_path(story, 8).unlink()
+
+    story.live(Start(rollback_to=7))
+
+    assert next(n for n in story.store.sequences() if n > 7) == 9  # what snapshot 8 owes would count as released
+
+
 def test_the_first_snapshot_after_a_rollback_says_so_even_if_it_dies_at_once(story: Story) -> None:
     first = story.newest()["lineage"]
     with story.opened(Start(rollback_to=6), entries=0) as run:

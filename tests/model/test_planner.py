@@ -20,6 +20,7 @@ from consumers.record import (
     REJECTS,
     CaughtUp,
     Events,
+    Lost,
     Membership,
     Partition,
     Position,
@@ -36,19 +37,26 @@ BATCH_WAIT_S = 1.0
 NO_EVENTS = Events.from_arrow(pa.RecordBatch.from_pylist([], schema=event_schema(0, labelled=True)))
 NO_REJECTS = pa.RecordBatch.from_pylist([], schema=REJECTS)
 
-Given = tuple[Any, ...]  # ("span", partition, start), ("membership", partition, idle), ("tick",), ("end",) or ("wait",)
+Given = tuple[Any, ...]
+"""("span", partition, start, place), the same with "lost", ("membership", partition, idle), ("tick",), ("end",) or
+("wait",)."""
 CONFIGS = st.builds(StreamConfig, idle_after=st.sampled_from([0, 5, 30, 10**6]), labels_may_idle=st.booleans())
-PLACES = st.integers(0, 60)
+PLACES = st.integers(0, 60) | st.none()  # None: of a batch that no reader survives
+PICKS = st.lists(st.integers(0, 2), max_size=5)
 
 
-def make_span(partition: Partition, start: int, place: int) -> Span:
+def make_span(partition: Partition, start: int, place: int | None) -> Span | Lost:
+    if place is None:
+        return Lost(partition, start, start + 1, 0, "gone")
     return Span(partition, start, start + 1, place, 1, NO_EVENTS, NO_REJECTS)
 
 
 def as_given(entry: object) -> Given:
     match entry:
         case Span():
-            return ("span", entry.partition, entry.start)
+            return ("span", entry.partition, entry.start, entry.place)
+        case Lost():
+            return ("lost", entry.partition, entry.start, entry.place)
         case Membership():
             return ("membership", entry.partition, entry.idle)
         case Tick():
@@ -65,60 +73,80 @@ class Oracle:
 
     def __init__(self, config: StreamConfig) -> None:
         self.config = config
-        self.queues: dict[Partition, list[Span]] = {p: [] for p in PARTITIONS}
+        self.queues: dict[Partition, dict[int, Span | Lost]] = {p: {} for p in PARTITIONS}  # by offset
+        self.applied = dict.fromkeys(PARTITIONS, 0)
         self.believed_until = dict.fromkeys(PARTITIONS, float("-inf"))
         self.bounded: set[Partition] = set()
         self.idle: set[Partition] = set()
-        self.last_place: dict[Partition, int] = {}
+        self.places: dict[Partition, list[int]] = {p: [] for p in PARTITIONS}
         self.ticked_at = float("-inf")
         self.final_tick = False
 
-    def deliver(self, span: Span) -> None:
-        self.queues[span.partition].append(span)
+    def deliver(self, span: Span | Lost) -> None:
+        self.queues[span.partition][span.start] = span
         self.believed_until[span.partition] = float("-inf")  # an end before this span proves nothing behind it
 
     def at_end(self, partition: Partition, now: float) -> bool:
         proven = partition in self.bounded or now <= self.believed_until[partition]
         return proven and not self.queues[partition]
 
+    def awaited(self, now: float) -> list[Partition]:
+        """Partitions whose next offset is neither there nor known not to be."""
+        return [p for p in PARTITIONS if self.applied[p] not in self.queues[p] and not self.at_end(p, now)]
+
     def next(self, now: float) -> Given:
-        if not all(self.queues[p] or self.at_end(p, now) for p in PARTITIONS):
+        if self.awaited(now):
             return ("wait",)
-        heads = [(queue[0].place, SIDES[p.topic], p.number, queue[0]) for p, queue in self.queues.items() if queue]
+        heads = [self.queues[p][self.applied[p]] for p in PARTITIONS if self.queues[p]]
         if heads:
-            place, _, _, span = min(heads, key=lambda head: head[:3])
-            if span.partition in self.idle:
-                return ("membership", span.partition, False)
-            left_behind = self.left_behind(place)
-            return ("membership", left_behind[0], True) if left_behind else ("span", span.partition, span.start)
-        left_behind = self.left_behind(max(self.last_place.values(), default=NEVER))
+            rank = {p: (self.head_place(head), SIDES[p.topic], p.number) for head in heads for p in [head.partition]}
+            head = min(heads, key=lambda head: rank[head.partition])
+            partition, place = head.partition, self.head_place(head)
+            if partition in self.idle:
+                return ("membership", partition, False)
+            left_behind = self.left_behind(low_median([*self.places[partition], place]))
+            kind = "lost" if isinstance(head, Lost) else "span"
+            return ("membership", left_behind[0], True) if left_behind else (kind, partition, head.start, place)
+        left_behind = self.left_behind(max(low_median(places) for places in self.places.values()))
         if left_behind:
             return ("membership", left_behind[0], True)
         if len(self.bounded) == len(PARTITIONS):
             return ("end",) if self.final_tick else ("tick",)
         return ("tick",) if now - self.ticked_at >= BATCH_WAIT_S else ("wait",)
 
+    def head_place(self, head: Span | Lost) -> int:
+        return low_median(self.places[head.partition]) if isinstance(head, Lost) else head.place
+
     def left_behind(self, place: int) -> list[Partition]:
-        oldest = min(self.last_place.values(), default=place)
+        last = {p: low_median(places) for p, places in self.places.items()}
+        oldest = min((each for each in last.values() if each != NEVER), default=place)
         return [
             p
             for p in PARTITIONS
             if not self.queues[p]
             and p not in self.idle
             and (p.topic == "f" or self.config.labels_may_idle)
-            and place - self.last_place.get(p, oldest) > self.config.idle_after
+            and place - (oldest if last[p] == NEVER else last[p]) > self.config.idle_after
         ]
 
     def apply(self, given: Given, now: float) -> None:
         match given:
-            case ("span", partition, _):
-                self.last_place[partition] = self.queues[partition].pop(0).place
+            case ("span" | "lost", partition, start, place):
+                del self.queues[partition][start]
+                self.applied[partition] += 1
+                self.places[partition].append(place)
             case ("membership", partition, True):
                 self.idle.add(partition)
             case ("membership", partition, False):
                 self.idle.remove(partition)
             case ("tick",):
                 self.ticked_at, self.final_tick = now, len(self.bounded) == len(PARTITIONS)
+
+
+def low_median(places: list[int]) -> int:
+    """Of the newest three; NEVER of none."""
+    newest = sorted(places[-3:])
+    return newest[(len(newest) - 1) // 2] if newest else NEVER
 
 
 class Machine(RuleBasedStateMachine):
@@ -133,21 +161,32 @@ class Machine(RuleBasedStateMachine):
         self.config = config
         self.now = 0.0
         self.given: list[Given] = []
-        self.delivered = dict.fromkeys(PARTITIONS, 0)
+        self.produced = dict.fromkeys(PARTITIONS, 0)
+        self.pending: dict[Partition, list[Span | Lost]] = {p: [] for p in PARTITIONS}  # no reader has sent it yet
         self.final_ticks = 0
         self.begun = True
 
-    def deliver(self, partition: Partition, place: int) -> None:
-        span = make_span(partition, self.delivered[partition], place)
-        self.delivered[partition] += 1
-        self.planner.offer(span)
-        self.oracle.deliver(span)
+    def produce(self, partition: Partition, places: list[int | None]) -> None:
+        for place in places:
+            self.pending[partition].append(make_span(partition, self.produced[partition], place))
+            self.produced[partition] += 1
+
+    def deliver(self, partition: Partition, pick: int = 0) -> None:
+        """Several readers may be ahead of each other."""
+        if self.pending[partition]:
+            span = self.pending[partition].pop(min(pick, len(self.pending[partition]) - 1))
+            self.planner.offer(span)
+            self.oracle.deliver(span)
 
     def prove(self, partition: Partition, seconds: float) -> None:
+        if self.pending[partition]:
+            return
         self.planner.ended(partition, self.now + seconds)
         self.oracle.believed_until[partition] = self.now + seconds
 
     def bound(self, partition: Partition) -> None:
+        if self.pending[partition]:
+            return
         self.planner.done(partition)
         self.oracle.bounded.add(partition)
 
@@ -156,25 +195,28 @@ class Machine(RuleBasedStateMachine):
         entry = self.planner.next(self.now)
         given = as_given(entry)
         assert given == self.oracle.next(self.now)
-        if isinstance(entry, Span):
-            assert self.planner.next(self.now) is entry  # it stays until it is taken
-            assert entry.start == self.positions[entry.partition].next
+        if isinstance(entry, Span | Lost):
+            assert self.planner.next(self.now) == entry  # it stays until it is taken
             position = self.positions[entry.partition]
-            position.next, position.last_place = entry.stop, entry.place
+            assert entry.start == position.next
+            applied = make_span(entry.partition, entry.start, entry.place)
+            assert isinstance(applied, Span)
+            position.take(applied)
             self.planner.taken(entry)
         elif isinstance(entry, Membership):
             self.positions[entry.partition].idle = entry.idle
         elif isinstance(entry, Wait):
-            missing = [p for p in PARTITIONS if not self.oracle.queues[p] and not self.oracle.at_end(p, self.now)]
-            assert all(str(p) in entry.reason for p in missing[:3])
+            assert all(str(p) in entry.reason for p in self.oracle.awaited(self.now)[:3])
         self.final_ticks += given == ("tick",) and len(self.oracle.bounded) == len(PARTITIONS)
         self.oracle.apply(given, self.now)
         self.given.append(given)
         return given
 
     def drain(self) -> list[Given]:
-        """Bounds every partition and goes on to the end; returns what was given since the beginning."""
+        """Delivers the rest, bounds every partition and goes on to the end; returns what was given since the start."""
         for partition in PARTITIONS:
+            while self.pending[partition]:
+                self.deliver(partition)
             self.bound(partition)
         while self.step() != ("end",):
             assert self.given[-1] != ("wait",)
@@ -199,11 +241,12 @@ class LiveStream(Machine):
     def nothing_was_read(self, config: StreamConfig) -> None:
         self.begin(config)
 
-    @rule(partition=st.sampled_from(PARTITIONS), places=st.lists(PLACES, min_size=1, max_size=3))
-    def spans_come(self, partition: Partition, places: list[int]) -> None:
+    @rule(partition=st.sampled_from(PARTITIONS), places=st.lists(PLACES, min_size=1, max_size=3), picks=PICKS)
+    def spans_come(self, partition: Partition, places: list[int | None], picks: list[int]) -> None:
         if partition not in self.oracle.bounded:
-            for place in places:
-                self.deliver(partition, place)
+            self.produce(partition, places)
+            for pick in picks:
+                self.deliver(partition, pick)
 
     @rule(partitions=st.sets(st.sampled_from(PARTITIONS), min_size=1), seconds=st.sampled_from([0.0, 0.5, 3.0]))
     def ends_are_proven(self, partitions: set[Partition], seconds: float) -> None:
@@ -221,40 +264,37 @@ class LiveStream(Machine):
     def teardown(self) -> None:
         if self.begun:
             self.drain()
-            for partition, delivered in self.delivered.items():
-                taken = [given[2] for given in self.given if given[:2] == ("span", partition)]
-                assert taken == list(range(delivered))
+            for partition, produced in self.produced.items():
+                spans = [given for given in self.given if given[0] in ("span", "lost") and given[1] == partition]
+                assert [start for _, _, start, _ in spans] == list(range(produced))
 
 
 class Backlog(Machine):
     """Fixed topics: the order of spans and memberships is one, whatever the timing of fetches and proofs."""
 
     @initialize(config=CONFIGS, backlog=st.fixed_dictionaries({p: st.lists(PLACES, max_size=8) for p in PARTITIONS}))
-    def all_was_produced_before(self, config: StreamConfig, backlog: dict[Partition, list[int]]) -> None:
+    def all_was_produced_before(self, config: StreamConfig, backlog: dict[Partition, list[int | None]]) -> None:
         self.begin(config)
         self.backlog = backlog
+        for partition, places in backlog.items():
+            self.produce(partition, places)
 
-    @rule(partition=st.sampled_from(PARTITIONS), count=st.integers(1, 4), bounded=st.booleans())
-    def fetched(self, partition: Partition, count: int, bounded: bool) -> None:
-        at = self.delivered[partition]
-        for place in self.backlog[partition][at : at + count]:
-            self.deliver(partition, place)
-        if self.delivered[partition] == len(self.backlog[partition]):
-            if bounded:
-                self.bound(partition)
-            else:
-                self.prove(partition, 3.0)
+    @rule(partition=st.sampled_from(PARTITIONS), picks=PICKS, bounded=st.booleans())
+    def fetched(self, partition: Partition, picks: list[int], bounded: bool) -> None:
+        for pick in picks:
+            self.deliver(partition, pick)
+        if bounded:
+            self.bound(partition)
+        else:
+            self.prove(partition, 3.0)
 
     def teardown(self) -> None:
         if self.begun:
-            for partition in PARTITIONS:
-                self.fetched(partition, len(self.backlog[partition]) + 1, True)
             given = self.drain()
             at_once = Machine()
             at_once.begin(self.config)
             for partition, places in self.backlog.items():
-                for place in places:
-                    at_once.deliver(partition, place)
+                at_once.produce(partition, places)
             *order, last_tick = at_once.drain()
             assert given[: len(order)] == order
             assert set(given[len(order) :]) == {last_tick}  # none came before the last span
