@@ -13,7 +13,17 @@ from pipeline.recovery import chain
 from pipeline.store import LocalStore, Manifest
 from tests.faults.world import World
 
-MANIFEST = ("weights_sha256", "state_sha256", "counts", "metrics", "rows_trained", "cursor", "watermark", "time_ms", "alarms")
+MANIFEST = (
+    "weights_sha256",
+    "state_sha256",
+    "counts",
+    "metrics",
+    "rows_trained",
+    "cursor",
+    "watermark",
+    "time_ms",
+    "alarms",
+)
 
 
 def outcome(store: LocalStore, world: World) -> dict[str, Any]:
@@ -42,7 +52,9 @@ def uncovered(lines: list[Line], ends: list[int]) -> list[str]:
             if start != at[index]:
                 wrong.append(f"ledger: partition {index} goes on at {start}, not at {at[index]}")
             at[index] = stop
-    return wrong + [f"ledger: partition {i} ends at {a}, not at {b}" for i, (a, b) in enumerate(zip(at, ends)) if a != b]
+    return wrong + [
+        f"ledger: partition {i} ends at {a}, not at {b}" for i, (a, b) in enumerate(zip(at, ends)) if a != b
+    ]
 
 
 def arrays(store: LocalStore, manifest: Manifest) -> dict[str, Any]:

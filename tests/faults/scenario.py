@@ -92,7 +92,10 @@ class Scenario:
                 "psi_threshold": 0.02,
                 "adwin_delta": 0.5,
             },
-            "snapshot": {"every": f"{rng.choice((16, 64, 128))} rows", "anchor_every": f"{rng.choice((100, 300))} rows"},
+            "snapshot": {
+                "every": f"{rng.choice((16, 64, 128))} rows",
+                "anchor_every": f"{rng.choice((100, 300))} rows",
+            },
             "registry": {"release_timeout": "20s", "register_every": f"{rng.choice((100, 250))} rows"},
             "dead_letters": {"topic": "t.dead", "hold_window": 200},
         }
@@ -124,7 +127,9 @@ class Scenario:
     def _features(self, rng: random.Random, row: int, rows: int, at: int) -> dict[str, Any]:
         a, c = rng.gauss(1.5 if row > rows / 2 else 0, 1), rng.choice("xyz" if row < rows / 2 else "xyzuvw")
         signal = a + (c == "x") + rng.gauss(0, 0.5) - (2.0 if row > rows / 2 else 0)
-        y: float = {"regression": signal, "multiclass": int(signal > 0) + int(signal > 1)}.get(self.task, int(signal > 0))
+        y: float = {"regression": signal, "multiclass": int(signal > 0) + int(signal > 1)}.get(
+            self.task, int(signal > 0)
+        )
         huge = not self.calm and rows // 3 < row < rows // 3 + 4  # the batch that gets these is refused
         b = rng.gauss(5, 2) if rng.random() > 0.1 else None
         w = 3e38 if huge else 1 if self.calm else rng.choice((1, 1, 0.5, 0))

@@ -113,7 +113,9 @@ class Client:
     def search_runs(self, _: list[str], wanted: str, order_by: Any = None) -> list[Any]:
         lineage = _quoted(wanted, "lineage")
         runs = enumerate(self._world.all("run"))
-        return [self.get_run(str(number)) for number, run in runs if lineage in (None, run["tags"]["evertrain.lineage"])]
+        return [
+            self.get_run(str(number)) for number, run in runs if lineage in (None, run["tags"]["evertrain.lineage"])
+        ]
 
     def create_run(self, experiment_id: str, run_name: str, tags: dict[str, str]) -> Any:
         self._world.add("run", experiment=experiment_id, name=run_name, tags=tags)
