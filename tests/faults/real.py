@@ -14,7 +14,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -253,9 +253,8 @@ def _wait_for_rows(job: Job, process: subprocess.Popen[bytes]) -> None:
 def _outlived(family: dict[str, int]) -> dict[str, int]:
     """Those that still live some seconds after their learner is gone."""
     deadline = time.monotonic() + DEAD_S
-    while alive := {
-        name: pid for name, pid in family.items() if os.path.exists(f"/proc/{pid}/exe") and name != "learner"
-    }:
+    others = {name: pid for name, pid in family.items() if name != "learner"}
+    while alive := {name: pid for name, pid in others.items() if os.path.exists(f"/proc/{pid}/exe")}:
         if time.monotonic() > deadline:
             return alive
         time.sleep(0.05)
@@ -263,10 +262,8 @@ def _outlived(family: dict[str, int]) -> dict[str, int]:
 
 
 def _kill(pid: int) -> None:
-    try:
+    with suppress(ProcessLookupError):  # it was faster
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # it was faster
 
 
 def _read(path: str) -> str:

@@ -39,7 +39,7 @@ class World:
         return [line for line in lines if line["kind"] == kind]
 
     def seen(self) -> dict[str, Any]:
-        """What a visitor finds at the end, without what differs from run to run: ids of lineages and times of writing."""
+        """What a visitor finds at the end, but for what differs between equal runs: ids, times of writing."""
         model = Client(str(self.path))
         letters = {line["id"]: line for line in self.all("letter")}
         points = {(m["key"], m["step"]): (m["value"], m["timestamp"]) for m in model.metrics(versions=False)}
