@@ -222,7 +222,7 @@ def stories() -> Iterator[Story]:
 
 
 def _silent_partition() -> Scenario:
-    """A partition that is idle for a time, and then brings events of that time: they are late by what others brought."""
+    """A partition is idle for a time, and then brings events of that time: late, by what others brought."""
     scenario = Scenario(4)
     scenario.tables["stream"] |= {"idle_after": "20ms", "labels_may_idle": True}
     scenario.tables["join"]["window"] = "120ms"

@@ -42,9 +42,10 @@ from tests.faults.outcome import arrays, differences, ledger, outcome, uncovered
 from tests.faults.scenario import Scenario
 from tests.faults.world import World
 
-RUNS_A_SCENARIO = 8
-START_S, LEARN_S = 0.03, 0.03  # mean time to a kill; longer for a run that does not get on
-STARTS = 0.3  # of the lives; the others are not killed before they begin to learn
+RUNS_A_SCENARIO = 4
+START_S = 0.03  # mean time to a kill of a life that may still be starting
+LEARN_SHARE, LEARN_S_MAX = 0.12, 0.1  # likewise of one that has begun to learn, as a share of an undisturbed run
+STARTS = 0.3  # share of the lives that may be killed before they begin to learn
 LIVES_MAX = 3000
 ENDED_S = 60.0  # a life that neither ends nor is to be killed
 _PR_SET_CHILD_SUBREAPER = 36
@@ -62,6 +63,7 @@ class Harness:
         self.runs = 0
         self.lives = 0
         self.failed: list[dict[str, Any]] = []
+        self._learn_s = LEARN_S_MAX
         self._straight: tuple[tuple[int, bool], dict[str, Any]] = ((-1, False), {})
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # releasers whose learner was killed are ours to bury
         move_in()
@@ -96,7 +98,10 @@ class Harness:
         if self._straight[0] != key:
             kept = Kept(scenario, self.folder / "straight")
             handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-            code = kept.live(Backlog) or kept.live(Backlog)  # the second has nothing to learn, but restores
+            began = time.monotonic()
+            code = kept.live(Backlog)
+            self._learn_s = min(LEARN_SHARE * (time.monotonic() - began), LEARN_S_MAX)
+            code = code or kept.live(Backlog)  # this one has nothing to learn, but restores
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             assert code == 0, kept.log.read_text()
@@ -124,7 +129,7 @@ class Harness:
         self.lives += 1
         pid = _fork(body)
         descriptor = os.pidfd_open(pid)
-        mean_s = START_S if (early := chance.random() < STARTS) else LEARN_S
+        mean_s = START_S if (early := chance.random() < STARTS) else self._learn_s
         try:
             if not early:
                 select.select([descriptor, begun], [], [], ENDED_S)

@@ -52,9 +52,9 @@ def uncovered(lines: list[Line], ends: list[int]) -> list[str]:
             if start != at[index]:
                 wrong.append(f"ledger: partition {index} goes on at {start}, not at {at[index]}")
             at[index] = stop
-    return wrong + [
-        f"ledger: partition {i} ends at {a}, not at {b}" for i, (a, b) in enumerate(zip(at, ends)) if a != b
-    ]
+    if at != ends:
+        wrong.append(f"ledger: partitions end at {at}, not at {ends}")
+    return wrong
 
 
 def arrays(store: LocalStore, manifest: Manifest) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,10 @@ from tests.stream import START_MS, Record, events, job_document
 ROWS = 16_000
 PARTITIONS = 2
 KILLS_A_RUN = 25  # then it may end
-PAUSE_S = 0.8  # mean time between two kills in one life
+PAUSE_S = 0.5  # mean time between two kills in one life
 DEAD_S = 10.0  # reader and releaser end within it when their learner is killed
 ENDED_S = 240.0
-READER_KILLS = 3  # in a row without a step forward: at the sixth, the job takes the records for deadly
+KILLS_A_LIFE = 3  # of a reader or a releaser: they come back later each time, and five at one place are a defect
 TARGETS = {"reader": 10, "releaser": 6, "learner": 3, "all": 1}  # a learner takes long to start
 
 
@@ -106,33 +106,28 @@ class RealHarness:
 
     def _disturb(self, job: Job, process: subprocess.Popen[bytes], chance: random.Random, kills: int) -> int:
         """Kills parts of a job until its learner is gone. Returns how many kills that took."""
-        done, reader_kills, seen = 0, 0, None
         if chance.random() < 0.9:  # most lives get as far as to learn
             _wait_for_rows(job, process)
-        while done < kills:
+        killed: Counter[str] = Counter()
+        while killed.total() < kills and not killed["learner"] and not killed["all"]:
+            target = chance.choices(list(TARGETS), list(TARGETS.values()))[0]
+            if killed[target] == KILLS_A_LIFE:
+                target = "learner"
             try:
                 process.wait(chance.expovariate(1 / PAUSE_S))
-                return done
+                break
             except subprocess.TimeoutExpired:
-                pass
-            family = _family(process.pid)
-            stage = job.status().get("phase", "starting") if "reader" in family or "releaser" in family else "starting"
-            seen, before = job.status().get("snapshot"), seen
-            reader_kills = reader_kills if seen == before else 0
-            targets = {t: w for t, w in TARGETS.items() if t in family or t == "all"}
-            if reader_kills >= READER_KILLS:
-                targets.pop("reader", None)
-            target = chance.choices(list(targets), list(targets.values()))[0]
-            reader_kills += target == "reader"
+                family = _wait_for(target, process)
+            if family is None:
+                continue
+            status = job.status()
+            self.landed[f"{target}: {status['phase'] if status.get('pid') == process.pid else 'starting'}"] += 1
             for pid in family.values() if target == "all" else [family[target]]:
                 _kill(pid)
-            done += 1
-            self.kills_left -= 1
-            self.kills[target] += 1
-            self.landed[f"{target}: {stage}"] += 1
-            if target in ("learner", "all"):
-                break
-        return done
+            killed[target] += 1
+        self.kills += killed
+        self.kills_left -= killed.total()
+        return killed.total()
 
     def _outcome(self, job: Job) -> dict[str, Any]:
         name = f"{job.path.parent.name}-job"
@@ -239,6 +234,16 @@ def _family(learner: int) -> dict[str, int]:
     return found
 
 
+def _wait_for(target: str, process: subprocess.Popen[bytes]) -> dict[str, int] | None:
+    """A job's processes as soon as it has what is to be killed; None if that does not come in time."""
+    for _ in range(100):
+        family = _family(process.pid)
+        if target in (*family, "all"):
+            return family
+        time.sleep(0.05)
+    return None
+
+
 def _wait_for_rows(job: Job, process: subprocess.Popen[bytes]) -> None:
     """Waits until this process has applied a span."""
     while process.poll() is None and not (job.status().get("pid") == process.pid and job.status()["seconds"]):
@@ -248,9 +253,8 @@ def _wait_for_rows(job: Job, process: subprocess.Popen[bytes]) -> None:
 def _outlived(family: dict[str, int]) -> dict[str, int]:
     """Those that still live some seconds after their learner is gone."""
     deadline = time.monotonic() + DEAD_S
-    while alive := {
-        name: pid for name, pid in family.items() if os.path.exists(f"/proc/{pid}/exe") and name != "learner"
-    }:
+    others = {name: pid for name, pid in family.items() if name != "learner"}
+    while alive := {name: pid for name, pid in others.items() if os.path.exists(f"/proc/{pid}/exe")}:
         if time.monotonic() > deadline:
             return alive
         time.sleep(0.05)
@@ -258,10 +262,8 @@ def _outlived(family: dict[str, int]) -> dict[str, int]:
 
 
 def _kill(pid: int) -> None:
-    try:
+    with suppress(ProcessLookupError):  # it was faster
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # it was faster
 
 
 def _read(path: str) -> str:

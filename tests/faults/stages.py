@@ -27,7 +27,7 @@ os.set_blocking(_begun, False)
 
 
 def clear() -> int:
-    """Forgets the last life. Returns what becomes readable once the next one has restored itself and begins to learn."""
+    """Forgets the last life. Returns what becomes readable once the next one begins to learn."""
     _memory[:] = bytes([STAGES.index("start"), 0, 0])
     with suppress(BlockingIOError):
         os.read(_begun, 1)

@@ -39,7 +39,7 @@ class World:
         return [line for line in lines if line["kind"] == kind]
 
     def seen(self) -> dict[str, Any]:
-        """What a visitor finds at the end, without what differs from run to run: ids of lineages and times of writing."""
+        """What a visitor finds at the end, but for what differs between equal runs: ids, times of writing."""
         model = Client(str(self.path))
         letters = {line["id"]: line for line in self.all("letter")}
         points = {(m["key"], m["step"]): (m["value"], m["timestamp"]) for m in model.metrics(versions=False)}
@@ -103,7 +103,7 @@ class Client:
 
     def get_experiment_by_name(self, name: str) -> Any:
         found = [line for line in self._world.all("experiment") if line["name"] == name]
-        return SimpleNamespace(experiment_id=name) if found else None
+        return SimpleNamespace(experiment_id=name, lifecycle_stage="active") if found else None
 
     def create_experiment(self, name: str, _: str | None) -> str:
         assert self.get_experiment_by_name(name) is None, f"experiment {name} exists"
@@ -112,10 +112,10 @@ class Client:
 
     def search_runs(self, _: list[str], wanted: str, order_by: Any = None) -> list[Any]:
         lineage = _quoted(wanted, "lineage")
-        runs = enumerate(self._world.all("run"))
-        return [
-            self.get_run(str(number)) for number, run in runs if lineage in (None, run["tags"]["evertrain.lineage"])
-        ]
+        gone = {line["run"] for line in self._world.all("run deleted")}
+        runs = [run["tags"]["evertrain.lineage"] for run in self._world.all("run")]
+        found = [str(number) for number, of in enumerate(runs) if lineage in (None, of) and str(number) not in gone]
+        return [self.get_run(number) for number in found]
 
     def create_run(self, experiment_id: str, run_name: str, tags: dict[str, str]) -> Any:
         self._world.add("run", experiment=experiment_id, name=run_name, tags=tags)
@@ -131,6 +131,9 @@ class Client:
         self._world.add("status", run=run_id, status=status)
 
     set_terminated = update_run
+
+    def delete_run(self, run_id: str) -> None:
+        self._world.add("run deleted", run=run_id)
 
     def set_tag(self, run_id: str, key: str, value: str) -> None:
         self._world.add("tag", run=run_id, key=key, value=value)
@@ -153,23 +156,34 @@ class Client:
     def search_logged_models(self, _: list[str], filter_string: str) -> list[Any]:
         wanted = _quoted(filter_string, "snapshot_id")
         gone = {line["id"] for line in self._world.all("logged model deleted")}
-        logged = enumerate(self._world.all("logged model"))
-        return [SimpleNamespace(model_id=f"m{n}") for n, m in logged if m["snapshot"] == wanted and f"m{n}" not in gone]
+        ids = [f"m{number}" for number, m in enumerate(self._world.all("logged model")) if m["snapshot"] == wanted]
+        return [self._logged_model(model_id) for model_id in ids if model_id not in gone]
 
     def delete_logged_model(self, model_id: str) -> None:
         self._world.add("logged model deleted", id=model_id)
 
     def create_logged_model(self, _: str, name: str, source_run_id: str, tags: dict[str, str]) -> Any:
         self._world.add("logged model", name=name, run=source_run_id, snapshot=tags["snapshot_id"])
-        model_id = f"m{len(self._world.all('logged model')) - 1}"
-        return SimpleNamespace(model_id=model_id, artifact_location=f"world/{model_id}")
+        return self._logged_model(f"m{len(self._world.all('logged model')) - 1}")
+
+    def set_logged_model_tags(self, model_id: str, tags: dict[str, str]) -> None:
+        self._world.add("logged model tags", id=model_id, tags=tags)
+
+    def _logged_model(self, model_id: str) -> Any:
+        tags: dict[str, str] = {}
+        for line in self._world.all("logged model tags"):
+            tags |= line["tags"] if line["id"] == model_id else {}
+        ready = any(line["id"] == model_id for line in self._world.all("finalized"))
+        status = "READY" if ready else "PENDING"
+        return SimpleNamespace(model_id=model_id, artifact_location=f"world/{model_id}", tags=tags, status=status)
 
     def log_model_artifacts(self, model_id: str, path: str) -> None:
         assert (Path(path) / "MLmodel").exists()
         self._world.add("artifacts", id=model_id)
 
-    def finalize_logged_model(self, model_id: str, status: str) -> None:
+    def finalize_logged_model(self, model_id: str, status: str) -> Any:
         self._world.add("finalized", id=model_id, status=status)
+        return self._logged_model(model_id)
 
     def log_outputs(self, run_id: str, outputs: list[Any]) -> None:
         self._world.add("outputs", run=run_id, outputs=outputs)
@@ -184,15 +198,23 @@ class Client:
     def create_model_version(self, name: str, source: str, run_id: str, tags: dict[str, str], model_id: str) -> None:
         self._world.add("version", name=name, source=source, run=run_id, tags=tags, model=model_id)
 
-    def search_model_versions(self, wanted: str, page_token: str | None = None) -> Any:
-        snapshot = _quoted(wanted, "snapshot_id")
+    def search_model_versions(
+        self, wanted: str, page_token: str | None = None, max_results: int | None = None, order_by: Any = ()
+    ) -> Any:
+        snapshot, lineage = _quoted(wanted, "snapshot_id"), _quoted(wanted, "lineage")
+        number = re.search(r"version_number = (\d+)", wanted)
         gone = {line["number"] for line in self._world.all("version deleted")}
         texts = {line["number"]: line["description"] for line in self._world.all("description")}
         found = _Page()
-        for number, version in enumerate(self._world.all("version"), 1):
-            if str(number) not in gone and snapshot in (None, version["tags"]["snapshot_id"]):
-                text = texts.get(str(number))
-                found.append(SimpleNamespace(version=number, status="READY", tags=version["tags"], description=text))
+        for count, line in enumerate(self._world.all("version"), 1):
+            tags, chosen = line["tags"], str(count) not in gone and (not number or int(number[1]) == count)
+            if chosen and snapshot in (None, tags["snapshot_id"]) and lineage in (None, tags["lineage"]):
+                text = texts.get(str(count))
+                found.append(SimpleNamespace(version=count, status="READY", tags=tags, description=text))
+        if order_by:
+            assert order_by == ["version_number DESC"]
+            found.reverse()
+        del found[max_results or len(found) :]
         return found
 
     def delete_model_version(self, _: str, number: str) -> None:
