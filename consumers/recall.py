@@ -18,14 +18,10 @@ QUEUE_BYTES_MAX = 2 * SPAN_RAW_BYTES_MAX
 
 
 class Recall:
-    """Reads partitions again from `job.starts` on, in this process, in whatever order spans are asked for.
+    """Reads partitions again from `job.starts` on, in this process, in whatever order spans are asked for."""
 
-    `careful` fetches one record batch at a time: for partitions in which some batch was lost.
-    """
-
-    def __init__(self, job: ReaderJob, *, careful: bool = False) -> None:
+    def __init__(self, job: ReaderJob) -> None:
         self._job = job
-        self._careful = careful
         self._cutters = {cutter.partition: cutter for cutter in job.cutters()}
         self._unreadable: dict[Partition, str] = {}
         self._fetcher = self._fetch_from_here()
@@ -64,7 +60,7 @@ class Recall:
     def _fetch_from_here(self) -> Fetcher:
         self._paused: set[Partition] = set()
         starts = {p: cutter.expected for p, cutter in self._cutters.items() if p not in self._unreadable}
-        return Fetcher(self._job.settings, self._job.group, starts, careful=self._careful)
+        return Fetcher(self._job.settings, self._job.group, starts, pause_ms=self._job.pause_ms)
 
     def _fetch(self) -> bool:
         try:

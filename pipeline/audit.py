@@ -10,6 +10,7 @@ from pathlib import Path
 
 from consumers.errors import ConfigError, DependencyError, EvertrainError
 from consumers.kafka import Cluster, Topic
+from consumers.reader import careful
 from consumers.recall import Recall
 from consumers.record import Partition
 from consumers.source import make_reader_job
@@ -93,7 +94,9 @@ def verify(job: JobConfig, target: Target, tell: Callable[[str], None]) -> Verdi
     )
     starts, topics = _check_input(job, segment)
     reader_job = make_reader_job(starts, {}, **reader_settings(then, topics, f"evertrain-verify-{job.job.name}"))
-    with Recall(reader_job, careful=any(line[0] == "lost" for line in segment.lines)) as spans:
+    if any(line[0] == "lost" for line in segment.lines):
+        reader_job = careful(reader_job)  # else what comes before a lost batch may be lost with it
+    with Recall(reader_job) as spans:
         try:
             verdict = rebuild(store, segment, then, spans)
         except EvertrainError as error:
