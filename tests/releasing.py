@@ -83,6 +83,7 @@ class Trainer:
             "snapshot_id": f"{self.lineage}-{sequence}",
             "parent": None,
             "anchor": None,
+            "released": -1,
             "lineage": self.lineage,
             "ancestors": [],
             "new_lineage": False,

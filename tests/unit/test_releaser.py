@@ -36,7 +36,7 @@ def service(tmp_path: Path, trainer: Trainer) -> Service:
     (tmp_path / "release").mkdir()
     store = LocalStore(tmp_path)
     for sequence in range(2):
-        store.commit(sequence, {"sequence": sequence, "owed": {}})
+        store.commit(sequence, {"sequence": sequence, "owed": {}, "released": -1})
     return Service(tmp_path, trainer)  # type: ignore[arg-type]
 
 
