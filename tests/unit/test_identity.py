@@ -54,7 +54,14 @@ CLASSES = {
         "disk": RECORDED,
         "slab_rows": IDENTITY,
     },
-    "stream": {"span": IDENTITY, "slots": FREE, "linger": FREE, "idle_after": FREE, "labels_may_idle": FREE},
+    "stream": {
+        "span": IDENTITY,
+        "slots": FREE,
+        "reader_memory": FREE,
+        "linger": FREE,
+        "idle_after": FREE,
+        "labels_may_idle": FREE,
+    },
     "learner": {
         "task": IDENTITY,
         "classes": IDENTITY,
