@@ -12,11 +12,11 @@ from typing import Any
 
 import psutil
 import pytest
+from tests.proxy import FETCH
 
 from pipeline.config import JobConfig
 from tests.jobs import Job
 from tests.live import ROWS, Stream, comparable, learned
-from tests.proxy import FETCH
 from tests.stream import job_document
 
 pytestmark = pytest.mark.timeout(240)
