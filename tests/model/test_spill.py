@@ -22,8 +22,8 @@ from pipeline.frozen import safetensors
 SLAB_ROWS = 4096
 COLUMNS = 3
 WINDOW = 50_000
-FEATURE_SLAB = SLAB_ROWS * (16 + 8 + 4 + 8 + 4 + 4 * COLUMNS + 4 + 4 + 1)
-LABEL_SLAB = SLAB_ROWS * (16 + 8 + 4 + 8 + 4 + 4 + 1)
+FEATURE_SLAB = SLAB_ROWS * (16 + 8 + 4 + 4 * COLUMNS + 4 + 4 + 1)
+LABEL_SLAB = SLAB_ROWS * (16 + 8 + 4 + 4 + 1)
 LEAST = 3 * (FEATURE_SLAB + LABEL_SLAB)
 PARTITION = {Side.FEATURES: 0, Side.LABELS: 1}
 
