@@ -49,7 +49,7 @@ def read_marker(state_dir: Path, sink: str) -> int:
 def _released_before_newest(store: LocalStore) -> int:
     for sequence in reversed(store.sequences()):
         try:
-            known: int = store.manifest(sequence)["released"]
+            known: int = store.manifest(sequence).get("released", -1)  # an older format: recovery will refuse it
             return known
         except SnapshotError:  # recovery will set it aside
             continue

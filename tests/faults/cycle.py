@@ -24,7 +24,7 @@ from pipeline.config import JobConfig, label_rule
 from pipeline.fence import hold
 from pipeline.ledger import Line, unseal
 from pipeline.recovery import chain
-from pipeline.releaser import SINKS, read_marker, released, replace_file
+from pipeline.releaser import read_marker, released, replace_file
 from pipeline.snapshot import Lineage, Snapshots
 from pipeline.state import State, fresh_positions
 from pipeline.store import LocalStore, Manifest
@@ -60,8 +60,12 @@ class Cycle:
         assert config.labels is not None
         codecs = {c.topic: build_codec(c, label_rule(config.learner)) for c in (config.features, config.labels)}
         source = InMemorySource(self.topics, codecs, sides, config.stream)
-        found = source.entries(fresh_positions(dict.fromkeys(self.topics, 0)))
-        self.entries = [entry for entry in found if not isinstance(entry, Wait)]
+        learner: Any = TinyLearner(config, self.rows + 1)
+        state = State(config, fresh_positions(dict.fromkeys(self.topics, 0)), learner)
+        for entry in source.entries(state.positions):  # the source goes by what was applied
+            assert not isinstance(entry, Wait), entry
+            self.entries.append(entry)
+            learn(state, entry)
 
     def job(self, state_dir: Path) -> JobConfig:
         columns = {"numeric": ["n", "a", {"name": "b", "nullable": True}]}
@@ -92,6 +96,9 @@ SMALL = {
     "registry": {"register_every": "80 rows"},
 }
 """Snapshots of a few kilobytes, for thousands of them."""
+
+OWED = {"dead_letters": "dead_letters", "metrics": "points", "registry": "version"}
+"""Sinks, and under which name a snapshot owes them something."""
 
 Note = Callable[[str], None]
 """Hears of `durable SEQUENCE CHECKSUM`, a commit has returned, of `release SEQUENCE CHECKSUM`, and of both ends of what
@@ -171,7 +178,7 @@ class Life:
 
     def newest(self) -> Manifest | None:
         """The snapshot to go on from."""
-        return self._snapshots.newest(max(read_marker(self._place.state, sink) for sink in SINKS))
+        return self._snapshots.newest(max(read_marker(self._place.state, sink) for sink in OWED))
 
     def restore(self, manifest: Manifest) -> State:
         return self._snapshots.restore(manifest, self._learner())
@@ -222,7 +229,7 @@ class Life:
     def _release_all(self) -> None:
         """As `pipeline.release`, sink by sink and oldest first, and a marker after each snapshot."""
         sequences = self._store.sequences()
-        for sink in SINKS:
+        for sink in OWED:
             marker = read_marker(self._place.state, sink)
             for sequence in sequences:
                 if sequence > marker:
@@ -235,7 +242,7 @@ class Life:
 
 def effects(store: LocalStore, manifest: Manifest, sink: str) -> list[tuple[str, str]]:
     """What a snapshot owes to one sink: ids and contents."""
-    owed = manifest["owed"][{"dead_letters": "dead_letters", "metrics": "points", "registry": "version"}[sink]]
+    owed = manifest["owed"][OWED[sink]]
     if owed is None:
         return []
     if sink == "dead_letters":

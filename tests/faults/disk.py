@@ -114,12 +114,12 @@ class Disk:
 
     def _move(self, call: Call, node: File | Directory | None, directory: Directory, name: str) -> None:
         target, new = self._parent(call.target)
-        assert target is directory, f"{call}: from one directory to another"
         assert node is not None, call
         if call.name == "rename":
+            assert target is directory, f"{call}: from one directory to another"
             directory.change({name: None, new: node})
-        elif new not in directory.entries:
-            directory.change({new: node})
+        elif new not in target.entries:
+            target.change({new: node})
 
     def after_power_cut(self, chance: random.Random) -> Tree:
         """One tree that may be found. Much is lost, or little, or half."""
