@@ -147,7 +147,7 @@ class Reader:
         """Tells the learner what is wrong and what is new. False once a topic is back: a new consumer is safer."""
         was_missing = self._watch.missing
         self._watch.poll(time.monotonic(), held=bool(self._held))
-        hold = self._watch.missing or self._outage
+        hold = self._watch.missing or self._watch.outage or self._outage
         if hold != self._hold:
             self._hold = hold
             self._pipe.send(("hold", hold))
@@ -331,7 +331,7 @@ def _serve(pipe: Connection, memory: int) -> int:
         return DIED
     except (UnexplainedError, DependencyError) as error:
         print(f"evertrain: a reader starts again: {error}", file=sys.stderr)
-        return DIED
+        return PASSING if isinstance(error, DependencyError) else DIED
     except EvertrainError as error:
         pipe.send(("failed", error))
     return PASSING
