@@ -36,7 +36,7 @@ FETCH_MESSAGES = 1000
 QUEUE_BYTES_MAX = 2 * SPAN_RAW_BYTES_MAX
 QUEUE_SPANS_MAX = 8
 END_PROOF_EVERY_S = 1.0
-HELD_FETCHES_MAX = 64
+RECORD_BYTES = 256  # what a record costs in Python beside its value
 PAUSE_MS = 100
 PASSING, DIED = 0, 1
 """Exit codes: the reader is to be started again at once, or something may be wrong with what it read."""
@@ -106,6 +106,7 @@ class Reader:
         below = {p: start for p, start in job.starts.items() if start < job.bounds.get(p, start + 1)}
         self._fetcher = Fetcher(job.settings, job.group, below, pause_ms=job.pause_ms)
         self._held: deque[tuple[float, dict[Partition, Messages], dict[Partition, int]]] = deque()
+        self._held_bytes = 0
         self._announced: set[Partition] = set()
         self._short: set[Partition] = set()  # whose end lay before what was read, when last asked
         self._outage = self._hold = ""
@@ -146,14 +147,14 @@ class Reader:
         """Tells the learner what is wrong and what is new. False once a topic is back: a new consumer is safer."""
         was_missing = self._watch.missing
         self._watch.poll(time.monotonic(), held=bool(self._held))
-        hold = self._watch.missing or self._outage
+        hold = self._watch.missing or self._watch.outage or self._outage
         if hold != self._hold:
             self._hold = hold
             self._pipe.send(("hold", hold))
         return bool(self._watch.missing) or not was_missing
 
     def _fetch(self) -> None:
-        if len(self._held) >= HELD_FETCHES_MAX:
+        if self._held_bytes >= QUEUE_BYTES_MAX:
             time.sleep(0.002)  # librdkafka's own queues are bounded, too
             return
         try:
@@ -162,11 +163,13 @@ class Reader:
             raise self._gone(self._cutters[self._index[error.partition]]) from None
         if fetched or ends:
             self._held.append((time.monotonic(), fetched, ends))
+            self._held_bytes += _bytes(fetched)
 
     def _release(self) -> None:
         """Takes what was fetched before the topics were last seen to be the same ones."""
         while self._held and self._held[0][0] < self._watch.confirmed_at:
             fetched_at, fetched, ends = self._held.popleft()
+            self._held_bytes -= _bytes(fetched)
             for partition, messages in fetched.items():
                 cutter = self._cutters[self._index[partition]]
                 if not self._job.gaps_allowed:
@@ -286,6 +289,10 @@ def _limit_memory(job: ReaderJob) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
+def _bytes(fetched: Mapping[Partition, Messages]) -> int:
+    return sum(len(value or b"") + RECORD_BYTES for messages in fetched.values() for value in messages.values)
+
+
 def _check_gap(cutter: Cutter, offsets: list[int]) -> None:
     expected = cutter.expected
     if offsets[0] > expected or offsets[-1] - offsets[0] >= len(offsets):
@@ -324,7 +331,7 @@ def _serve(pipe: Connection, memory: int) -> int:
         return DIED
     except (UnexplainedError, DependencyError) as error:
         print(f"evertrain: a reader starts again: {error}", file=sys.stderr)
-        return DIED
+        return PASSING if isinstance(error, DependencyError) else DIED
     except EvertrainError as error:
         pipe.send(("failed", error))
     return PASSING

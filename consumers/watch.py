@@ -22,6 +22,7 @@ class TopicWatch:
 
     def __init__(self, cluster: Cluster, ids: Mapping[str, str], known: set[Partition]) -> None:
         self.missing = ""  # what Kafka does not know at present
+        self.outage = ""  # why the newest question was not answered
         self.new: set[Partition] = set()  # partitions that the topics got
         self._cluster = cluster
         self._ids = {name: topic_id for name, topic_id in ids.items() if topic_id}  # a mock cluster has none
@@ -48,8 +49,10 @@ class TopicWatch:
     def _take(self, inquiry: Inquiry) -> None:
         try:
             self._learn(inquiry)
-        except DependencyError:
-            return  # an outage says nothing about the topics
+        except DependencyError as error:
+            self.outage = str(error)
+            return  # that says nothing about the topics
+        self.outage = ""
         if not self.missing:
             self.confirmed_at = self._asked_at
 

@@ -97,6 +97,7 @@ def test_an_outage_says_nothing_of_the_topics() -> None:
     for now in (10.0, 10.1):
         watched.poll(now, held=True)
     assert watched.missing == ""
+    assert watched.outage == "Kafka is not reachable"
     assert watched.confirmed_at < 10.0
     with pytest.raises(DependencyError):
         watched.check()
