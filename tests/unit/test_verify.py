@@ -13,7 +13,7 @@ from consumers.record import Command, Messages, Partition
 from pipeline.config import JobConfig, label_rule
 from pipeline.identity import with_settings
 from pipeline.ledger import seal, unseal
-from pipeline.store import MemoryStore
+from pipeline.store import MemoryStore, encode_manifest
 from pipeline.verify import Segment, UnverifiableError, Verdict, find_segment, foreign, rebuild
 from tests.stream import job
 from tests.unit.test_train import Trainer, topics
@@ -107,13 +107,26 @@ def test_without_an_older_anchor_nothing_can_be_rebuilt(store: MemoryStore) -> N
 
 def test_a_gap_in_the_ledger_is_not_rebuilt_across(store: MemoryStore) -> None:
     newest = store.sequences()[-1]
-    ledger = store.manifest(newest)["blobs"]["ledger"]
+    manifest = store.manifest(newest)
+    ledger = manifest["blobs"]["ledger"]
 
     def put_gap(copy: MemoryStore) -> None:
-        copy._blobs[ledger] = seal([["gap"], *unseal(copy._blobs[ledger])])
+        manifest["blobs"]["ledger"] = copy.put([seal([["gap"], *unseal(copy.get(ledger))])])
+        copy._manifests[newest] = encode_manifest(manifest)
 
     with pytest.raises(UnverifiableError, match="damaged"):
         find_segment(damaged(store, put_gap), newest)
+
+
+def test_a_damaged_ledger_cannot_be_verified(store: MemoryStore) -> None:
+    newest = store.sequences()[-1]
+    ledger = store.manifest(newest)["blobs"]["ledger"]
+
+    def flip(copy: MemoryStore) -> None:
+        copy._blobs[ledger] = copy._blobs[ledger][:-1]
+
+    with pytest.raises(UnverifiableError, match="damaged"):
+        find_segment(damaged(store, flip), newest)
 
 
 def test_a_snapshot_of_another_chain_is_not_found(store: MemoryStore) -> None:
