@@ -13,6 +13,7 @@ import tempfile
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from threading import Event
 from typing import Any, NamedTuple
 
 import pytest
@@ -123,17 +124,20 @@ class Killed(Exception):  # noqa: N818 - it is what happens
 
 
 class Mortal:
-    """A store whose trainer dies before one of its changes, once `left` is set."""
+    """A store whose trainer dies before one of its changes, once `left` is set, and whose disk waits for `ready`."""
 
     def __init__(self, store: LocalStore | MemoryStore) -> None:
         self._store = store
         self.left: int | None = None
+        self.ready = Event()
+        self.ready.set()
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._store, name)
         return method if name not in CHANGES else lambda *arguments: self._change(method, *arguments)
 
     def _change(self, method: Any, *arguments: Any) -> Any:
+        self.ready.wait()
         if self.left is not None:
             if self.left == 0:
                 raise Killed
@@ -206,9 +210,11 @@ class SnapshotMachine(RuleBasedStateMachine):
         self.released = -1
         self.written: dict[int, Manifest] = {}  # every manifest that was ever seen
         self.taken_at: dict[int, int] = {}  # how many entries a snapshot holds
+        self.whole_from = 0  # where the trainer last went back to: of what lies before, more may be collected
         self.start()
 
     def new_life(self) -> None:
+        self.alive = True
         self.mortal = Mortal(self.store)
         self.snapshots = Snapshots(self.mortal, config(), on_durable=lambda _: None, released=lambda: self.released)
 
@@ -231,17 +237,22 @@ class SnapshotMachine(RuleBasedStateMachine):
         named = {name for each in manifests_in(files).values() for name in blobs_of(each)}
         assert {name for name in files if name.startswith("blobs/")} <= named, "what a crash left is still there"
 
+    def promised(self, manifests: dict[int, Manifest]) -> set[int]:
+        """Snapshots that are kept as a whole: the newest and the anchors."""
+        anchors = {number for number, manifest in manifests.items() if manifest["anchor"] is not None}
+        return anchors | {number for number in sorted(manifests)[-3:] if number >= self.whole_from}
+
     def die(self) -> dict[str, bytes]:
         """The trainer is gone; what it leaves behind keeps every promise."""
+        self.alive = False
+        self.mortal.ready.set()
         self.snapshots.close()
         files = self.files.read()
         manifests = manifests_in(files)
         for number, data in manifests.items():
             assert self.written.setdefault(number, data) == data, "a number was used twice"
         found = sound(files)
-        anchors = [number for number, manifest in manifests.items() if manifest["anchor"] is not None]
-        for number in {*sorted(manifests)[-3:], *anchors}:
-            assert number in found, "not all of a snapshot that is kept is there"
+        assert self.promised(manifests) <= found.keys(), "not all of a snapshot that is kept is there"
         for number, manifest in manifests.items():
             if number > self.released:
                 assert all(f"blobs/{sha256}" in files for sha256 in manifest["owed"].values() if sha256)
@@ -252,6 +263,7 @@ class SnapshotMachine(RuleBasedStateMachine):
         return files
 
     def commit(self) -> None:
+        self.mortal.ready.set()  # a commit waits for the one before
         self.taken_at[self.snapshots.sequence + 1] = self.at
         self.snapshots.commit(self.state)
 
@@ -262,6 +274,15 @@ class SnapshotMachine(RuleBasedStateMachine):
             self.at += 1
             if self.state.owed.version_due:
                 self.commit()
+
+    @rule(count=st.integers(1, 12))
+    def learn_while_a_snapshot_is_written(self, count: int) -> None:
+        self.snapshots.wait()
+        self.mortal.ready.clear()
+        self.taken_at[self.snapshots.sequence + 1] = self.at
+        self.snapshots.commit(self.state)
+        self.learn(count)
+        self.mortal.ready.set()
 
     @rule()
     def take_a_snapshot(self) -> None:
@@ -317,11 +338,13 @@ class SnapshotMachine(RuleBasedStateMachine):
                 return
             self.files.write(name, before[name])  # from a backup
         self.start()
+        self.whole_from = max(sound(self.files.read()))
 
     def go_back_to(self, sequence: int) -> None:
         """As `--rollback-to` does."""
         self.new_life()
         manifest = self.snapshots.roll_back(sequence, self.released)
+        self.whole_from = sequence
         self.restore(manifest)
         self.snapshots.lineage = Lineage.of(manifest).rolled_back()
         self.commit()
@@ -331,7 +354,7 @@ class SnapshotMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def roll_back(self, data: st.DataObject) -> None:
         files = self.die()
-        sequence = data.draw(st.sampled_from(sorted(sound(files))))
+        sequence = data.draw(st.sampled_from(sorted(self.promised(manifests_in(files)))))
         self.go_back_to(sequence)
 
     @invariant()
@@ -340,11 +363,12 @@ class SnapshotMachine(RuleBasedStateMachine):
             assert digest(self.state) == straight().digests[self.at]
 
     def teardown(self) -> None:
-        if self.folder:
+        if self.folder and self.alive:
             self.learn(len(straight().entries))
             self.the_state_is_that_of_the_run_never_killed()
             self.commit()
             self.die()
+        if self.folder:
             shutil.rmtree(self.folder)
 
 
