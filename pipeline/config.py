@@ -53,9 +53,15 @@ def _parse_cadence(value: Any) -> Any:
 Every = Annotated[Cadence, BeforeValidator(_parse_cadence)]
 
 
+NAME_MAX = 200
+"""Characters: MLflow's stores take 250, and a name may grow by a suffix."""
+
+
 def _check_name(value: str) -> str:
     if not value or any(character in value for character in "/\\:.\"%'") or value != value.strip():
         raise ValueError("a name has no slash, colon, dot, quote or percent sign and no space at its ends")
+    if len(value) > NAME_MAX:
+        raise ValueError(f"a name has at most {NAME_MAX} characters")
     return value
 
 

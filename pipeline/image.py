@@ -66,6 +66,7 @@ def fill(state: State, arrays: Arrays, document: Mapping[str, Any], full_slab: F
     state.read_P, state.rejected_P = arrays["read"].copy(), arrays["rejected"].copy()
     state.skipped_P = arrays["skipped"].copy()
     state.trained, state.refused = document["trained"], document["refused"]
+    state.trained_ms = document["trained_ms"]
     state.registered = document["registered"]
     state.bad_input.accept, state.bad_input.recent = document["accept_bad"], document["recent_bad"]
 
@@ -88,6 +89,7 @@ def _document(state: State, slabs: list[SlabView]) -> dict[str, Any]:
         "watermark": int(state.join.watermark),
         "filled_in": int(state.join.filled_in),
         "trained": state.trained,
+        "trained_ms": state.trained_ms,
         "refused": state.refused,
         "registered": state.registered,
         "accept_bad": state.bad_input.accept,

@@ -25,7 +25,7 @@ from typing import Any, TypeAlias
 from consumers.errors import DependencyError, EvertrainError
 from pipeline.effects import Effects
 from pipeline.lineage import LineageError
-from pipeline.releaser import SINKS, read_marker, replace_file
+from pipeline.releaser import SINKS, read_marker, read_shown, replace_file, write_marker
 from pipeline.store import LocalStore, Manifest
 
 _BACKOFF_S = (1.0, 30.0)  # first and longest pause of a sink that fails
@@ -45,6 +45,7 @@ class Sink:
     name: str
     effect: Callable[[Manifest], None]
     released: int
+    shown: int  # the last snapshot that owed it something
     ready: threading.Event = field(default_factory=threading.Event)
     error: str | None = None
     pause_s: float = 0.0
@@ -74,7 +75,8 @@ class Service:
         self._effects = effects = Effects(state_dir, self._store, lambda line: self._tell("line", line))
         does = (effects.dead_letters, effects.metrics, effects.versions, effects.mirror)
         kafka, metrics, registry, mirror = self._sinks = [
-            Sink(name, effect, read_marker(state_dir, name)) for name, effect in zip(SINKS, does, strict=True)
+            Sink(name, effect, read_marker(state_dir, name), read_shown(state_dir, name))
+            for name, effect in zip(SINKS, does, strict=True)
         ]
         self._mlflow: Group = (metrics, registry)
         self._groups: tuple[Group, ...] = ((kafka,), self._mlflow, (mirror,))
@@ -171,7 +173,9 @@ class Service:
             if sink.error is not None:
                 self._tell("line", f"{sink.name}: released again, from snapshot {sequence} on")
             sink.succeeded(sequence)
-            replace_file(self._state_dir / "release" / sink.name, f"{sequence}\n")
+            if self._effects.owed_path(manifest, sink.name) is not None:
+                sink.shown = sequence
+            write_marker(self._state_dir, sink.name, sequence, sink.shown)
         sink.started_s = None
         self._write_status()
 

@@ -39,11 +39,29 @@ def read_marker(state_dir: Path, sink: str) -> int:
 
     Markers are not durable. The newest snapshot is, and says what was released before it: what those owed is deleted.
     """
+    return max(_marks(state_dir, sink)[0], _released_before_newest(LocalStore(state_dir)))
+
+
+def read_shown(state_dir: Path, sink: str) -> int:
+    """The last sequence that owed a sink something which it has released, as far as is known."""
+    return _marks(state_dir, sink)[-1]
+
+
+def write_marker(state_dir: Path, sink: str, sequence: int, shown: int) -> None:
+    """Notes that a sink has released everything up to `sequence`; `shown` is the last that owed it something."""
+    replace_file(state_dir / "release" / sink, f"{sequence} {shown}\n")
+
+
+def shown(state_dir: Path) -> int:
+    """The newest snapshot of which something can be seen in MLflow. A dead letter may come again: it has an id."""
+    return max(read_shown(state_dir, sink) for sink in ("metrics", "registry"))
+
+
+def _marks(state_dir: Path, sink: str) -> list[int]:
     try:
-        marker = int((state_dir / "release" / sink).read_text())
+        return [int(word) for word in (state_dir / "release" / sink).read_text().split()] or [-1]
     except (FileNotFoundError, ValueError):
-        marker = -1
-    return max(marker, _released_before_newest(LocalStore(state_dir)))
+        return [-1]
 
 
 def _released_before_newest(store: LocalStore) -> int:

@@ -22,7 +22,7 @@ from pipeline.config import JobConfig, label_rule
 from pipeline.fence import hold
 from pipeline.identity import changes, environment, recorded
 from pipeline.learner import Learner
-from pipeline.releaser import SINKS, Releaser, read_marker, released
+from pipeline.releaser import Releaser, released, shown
 from pipeline.snapshot import Lineage, Snapshots
 from pipeline.state import State, fresh_positions
 from pipeline.store import LocalStore, Manifest
@@ -151,10 +151,9 @@ def open_run(job: JobConfig, bounds: Bounds, start: Start, stop: Event) -> Itera
 
 def _choose(snapshots: Snapshots, state_dir: Path, start: Start) -> Manifest | None:
     """The snapshot to go on from; None in an empty directory."""
-    attempted = max(read_marker(state_dir, sink) for sink in SINKS)
     if start.rollback_to is not None:
-        return snapshots.roll_back(start.rollback_to, attempted)
-    return snapshots.newest(attempted)
+        return snapshots.roll_back(start.rollback_to, shown(state_dir))
+    return snapshots.newest(shown(state_dir))
 
 
 def _begin(

@@ -302,6 +302,7 @@ class Snapshots:
             "environment": environment(self._job),
             "watermark": never(state.watermark),
             "time_ms": state.time_ms,
+            "trained_ms": state.trained_ms,
             "rows_trained": state.trained,
             "metrics": state.monitor.point(),
             "alarms": state.monitor.alarm_count,

@@ -64,6 +64,7 @@ class State:
         self.skipped_P = np.zeros(len(positions), np.int64)  # offsets that held no message
         self.trained = 0
         self.refused = 0
+        self.trained_ms = 0  # the stream's time at the last step
         self.registered = 0  # rows trained when the last version fell due
         self.label_delay_ms: float | None = None  # newest labels' mean time less their features'; not part of S
         self.bad_input = BadInput(job.dead_letters)
@@ -162,7 +163,7 @@ class State:
         if report.refused:
             self.refused += batch.rows
             return
-        before, self.trained = self.trained, self.trained + batch.rows
+        before, self.trained, self.trained_ms = self.trained, self.trained + batch.rows, self.time_ms
         self.monitor.observe(batch, report.frozen_scores_BS, self.trained)
         frozen_after = self.job.monitor.frozen_after
         if self.learner.frozen is None and frozen_after is not None and self.trained >= frozen_after:
@@ -185,7 +186,7 @@ class State:
 
     def point(self) -> dict[str, Any]:
         """A metric point: its step is the number of rows trained, its time the stream's."""
-        return {"step": self.trained, "time_ms": self.time_ms, "values": self.monitor.point()}
+        return {"step": self.trained, "time_ms": self.trained_ms, "values": self.monitor.point()}
 
     @property
     def time_ms(self) -> int:

@@ -170,7 +170,7 @@ def candidate(owed: bytes, manifest: Manifest) -> Candidate:
         columns=columns_of(job.features),
         tags=tags(manifest),
         description=describe(manifest),
-        point=Point(manifest["rows_trained"], manifest["time_ms"], manifest["metrics"]),
+        point=Point(manifest["rows_trained"], manifest["trained_ms"], manifest["metrics"]),
     )
 
 

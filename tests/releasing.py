@@ -100,6 +100,7 @@ class Trainer:
             "metrics": point(sequence)["values"],
             "alarms": 0,
             "time_ms": point(sequence)["time_ms"],
+            "trained_ms": point(sequence)["time_ms"],
             "blobs": {},
             "owed": owed,
         }
