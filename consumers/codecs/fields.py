@@ -46,6 +46,10 @@ class Buckets(dict[Any, int]):
         return row
 
 
+NUMERIC_MAX = 1e18
+"""Of a numeric column. A value that float32 cannot square would wreck a standardiser's moments for good."""
+
+
 def message_key(key: bytes | None) -> bytes:
     """The hash of a message key: UTF-8, not empty."""
     if not key:
@@ -109,7 +113,10 @@ def numeric(name: str, record: Mapping[str, Any], nullable: bool) -> float:
         if nullable:
             return math.nan
         raise Reject(f"column {name!r}: {_found(name, record)}, but the column is not nullable")
-    return number("column", name, record)
+    found = number("column", name, record)
+    if abs(found) > NUMERIC_MAX:
+        raise Reject(f"column {name!r}: {shown(found)} is beyond ±{NUMERIC_MAX:.0e}: its square is no float32")
+    return found
 
 
 def category(buckets: Buckets, record: Mapping[str, Any]) -> int:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import orjson
 
 from consumers.codecs import Decoded, fields
-from consumers.codecs.fields import Buckets, Reject
+from consumers.codecs.fields import NUMERIC_MAX, Buckets, Reject
 from consumers.codecs.strict import NESTING_MAX, parse
 from consumers.codecs.table import Rows, Table
 from consumers.config import FeaturesConfig, LabelRule, LabelsConfig
@@ -176,9 +176,9 @@ class JsonCodec:
             _check(self._nullable.any())
             packed = self._joined(self._imputed(documents), booleans)
         numeric = np.frombuffer(packed, np.float32).reshape(len(documents), len(self._numeric))
-        finite = np.isfinite(numeric)
-        if not finite.all():  # orjson knows no NaN: where one is, there was null or nothing
-            _check((finite | (np.isnan(numeric) & self._nullable)).all())
+        usable = np.abs(numeric) <= NUMERIC_MAX
+        if not usable.all():  # orjson knows no NaN: where one is, there was null or nothing
+            _check((usable | (np.isnan(numeric) & self._nullable)).all())
         if not self._categorical:
             return numeric
         categories = [[buckets[document.get(buckets.name)] for document in documents] for buckets in self._categorical]
