@@ -46,7 +46,7 @@ class Buckets(dict[Any, int]):
         return row
 
 
-NUMERIC_MAX = 1e18
+NUMERIC_MAX = 1e19
 """Of a numeric column. A value that float32 cannot square would wreck a standardiser's moments for good."""
 
 

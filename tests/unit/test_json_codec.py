@@ -177,7 +177,11 @@ class TestGoodMessages:
         assert "x" * 1000 not in buckets
 
     def test_integers_beyond_64_bits_are_numbers(self) -> None:
-        assert one(but(x=2**63, y=-(2**70))).features_NC[0, :2].tolist() == [2.0**63, -(2.0**70)]
+        assert one(but(x=2**63, y=-(2**63) - 1)).features_NC[0, :2].tolist() == [2.0**63, -(2.0**63)]
+        assert one(but(w=2**70), flights(weight="w")).weight_N.tolist() == [2.0**70]
+
+    def test_a_number_that_float32_cannot_square_is_rejected(self) -> None:
+        assert reason(but(x=2e19)) == "column 'x': 2e+19 is beyond ±1e+19: its square is no float32"
 
     def test_weight_and_label_within_the_feature_event(self) -> None:
         events = one(but(w=0.5, late=True), flights(weight="w", label="late"))
