@@ -72,6 +72,7 @@ class Join:
         self._window = min(config.window, 2**61)  # for ever; no sum with it overflows
         self._fill_in = config.on_expiry == "negative"
         self._labelled = labelled_features
+        self._files: Mapping[tuple[int, int], Path] = {}  # of full slabs, as of the newest snapshot
         self.watermark = NEVER
         self.filled_in = 0  # examples that expiry has filled in
         self.counts_PO: Int64s = np.zeros((partitions, len(Outcome)), np.int64)
@@ -111,7 +112,8 @@ class Join:
         for table in (mine, theirs):
             touch(table.rows, rows, 0)
         while done < count:
-            mine.reserve(min(count - done, mine.slab_rows))
+            if mine.reserve(min(count - done, mine.slab_rows)):
+                self._spill()
             first = mine.next_row
             done, stored, matched = kernel(mine.rows, theirs.rows, rows, done, partition, rules, self.counts_PO, found)
             mine.store(first, found.inserted_N[:stored], kept)
@@ -169,7 +171,8 @@ class Join:
         """Full slabs are in files, by side and number: those that memory has no room for are mapped from there."""
         for table in self._tables:
             table.unpin()
-        self._spill(files)
+        self._files = files
+        self._spill()
         for table in self._tables:
             table.release()
 
@@ -190,12 +193,13 @@ class Join:
         self.watermark = watermark
         self.filled_in = filled_in
         files: dict[tuple[int, int], Path] = {}
+        self._files = files
         for view in slabs:
             self._make_room(view.side)
             self._tables[view.side].load(view)
             if view.file is not None:
                 files[view.side, view.number] = view.file
-            self._spill(files)
+            self._spill()
 
     def configure(self, config: JoinConfig) -> None:
         """Takes over changed limits, up to `room`; evicts down to a smaller one. Raises ConfigError."""
@@ -211,9 +215,10 @@ class Join:
                 f"{self._least:,} B here. Raise join.memory or, for a new job, lower join.slab_rows"
             )
 
-    def _spill(self, files: Mapping[tuple[int, int], Path]) -> None:
+    def _spill(self) -> None:
         by_side = [
-            {number: path for (side, number), path in files.items() if side == table.side} for table in self._tables
+            {number: path for (side, number), path in self._files.items() if side == table.side}
+            for table in self._tables
         ]
         while self.over_memory:
             if not any(table.spill_oldest(found) for table, found in zip(self._tables, by_side, strict=True)):

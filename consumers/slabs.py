@@ -190,15 +190,15 @@ class SlabTable:
             if slab in self._mapped:
                 mapping.release([self._columns_of(slab, slab)["partition"]])
 
-    def reserve(self, rows: int) -> None:
-        """Makes the index ready for up to `rows` inserts: it is never more than half in use."""
-        size = len(self.rows.index_H)
+    def reserve(self, rows: int) -> bool:
+        """Makes the index ready for up to `rows` inserts: it is never more than half in use. Whether it grew."""
+        size = before = len(self.rows.index_H)
         if (int(self.rows.cursor_4[USED]) + rows) * 2 <= size:
-            return
+            return False
         filled = sum(stop - start for start, stop in map(self.bounds, self.order))
         while size < 3 * (filled + rows):
             size *= 2
-        if size > len(self.rows.index_H):
+        if size > before:
             self._size_index(0)  # the old one goes before the new one comes
             self._size_index(size)
         self.rows.index_H.fill(-1)
@@ -207,6 +207,7 @@ class SlabTable:
             enter(self.rows, *self.bounds(slab))
             if slab in self._mapped:
                 mapping.release([self._columns_of(slab, slab)["key"]])
+        return size > before
 
     def store(self, first: int, taken_M: Int64s, columns_N: Mapping[str, npt.NDArray[Any]]) -> None:
         """Copies the rows `taken_M` of each column to the physical rows from `first` on."""

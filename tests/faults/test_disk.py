@@ -213,6 +213,8 @@ def test_a_broken_disk_ends_the_job_and_what_was_durable_is_gone_on_from(
         ) as caught:
             train(run, Event())
     assert caught.value.exit_code == 1
+    if fails in ("write", "fsync"):
+        assert not list(story.state_dir.rglob("*.tmp"))  # half a file
     disk.error = None
     assert same_state(story.live(), straight)
 

@@ -286,6 +286,22 @@ def test_other_limits_from_here_on_evict_or_make_room(tmp_path: Path) -> None:
         again.join.configure(config(memory=LEAST - 1))
 
 
+def test_when_the_index_grows_slabs_make_room_for_it_at_once(tmp_path: Path) -> None:
+    memory = 12 * LEAST
+    small, stream = Snapshotted(new_join(config(memory=memory)), tmp_path), Stream(9, labelled=0.0)
+    grown, features = 0, small.join._tables[Side.FEATURES]
+    for side, events in stream.spans(400):
+        before = len(features.rows.index_H), small.mapped
+        apply([small.join], side, events, 0)
+        if before[1] and len(features.rows.index_H) > before[0]:
+            grown += 1
+            assert small.mapped > before[1]
+            assert sum(table.resident_bytes for table in small.join._tables) <= memory + FEATURE_SLAB
+        if small.join.wants_commit:
+            small.commit()
+    assert grown
+
+
 def test_it_asks_for_a_snapshot_when_that_would_free_memory(tmp_path: Path) -> None:
     small, stream = Snapshotted(new_join(config()), tmp_path), Stream(9, labelled=0.0)
     asked = 0
