@@ -140,6 +140,7 @@ class Snapshots:
 
     def begin(self, lineage: Lineage, state: State) -> None:
         """Commits a lineage's first snapshot, before any entry."""
+        self.sequence = self._store.taken()  # -1, unless what was set aside is all there is
         self.lineage = lineage
         self.commit(state)
         self.wait()

@@ -223,9 +223,9 @@ class SnapshotMachine(RuleBasedStateMachine):
         self.new_life()
         manifest = self.snapshots.newest(self.released)
         if manifest is None:
-            self.at = self.taken_at[0] = 0
-            self.state = new_state(straight().starts)
+            self.at, self.state = 0, new_state(straight().starts)
             self.snapshots.begin(Lineage.begin("cluster", TOPIC_IDS, straight().starts), self.state)
+            self.taken_at[self.snapshots.sequence] = 0
         else:
             assert manifest["sequence"] == max(sound(self.files.read()))
             self.restore(manifest)
@@ -373,7 +373,7 @@ class SnapshotMachine(RuleBasedStateMachine):
 
 
 TestSnapshots = SnapshotMachine.TestCase
-TestSnapshots.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestSnapshots.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
 
 
 def test_the_run_meets_everything_that_a_snapshot_must_not_forget() -> None:
@@ -385,3 +385,13 @@ def test_the_run_meets_everything_that_a_snapshot_must_not_forget() -> None:
         assert totals[fate], fate
     assert state.learner.frozen is not None
     assert len(set(straight().digests)) > len(straight().entries) / 2 > 20
+
+
+def test_a_new_beginning_beside_what_was_set_aside_uses_a_number_of_its_own() -> None:
+    store = MemoryStore()
+    for expected in (0, 1):
+        snapshots = Snapshots(store, config(), on_durable=lambda _: None, released=lambda: -1)
+        assert snapshots.newest() is None
+        snapshots.begin(Lineage.begin("cluster", TOPIC_IDS, straight().starts), new_state(straight().starts))
+        assert store.sequences() == [expected]
+        store.set_aside(expected)
