@@ -17,7 +17,7 @@ import pyarrow as pa
 
 import pipeline.snapshot
 from consumers.codecs import build_codec
-from consumers.errors import EvertrainError
+from consumers.errors import EvertrainError, SnapshotError
 from consumers.inmemory import InMemorySource
 from consumers.record import Entry, Messages, Partition, Side, Span, Wait
 from pipeline.config import JobConfig, label_rule
@@ -50,7 +50,7 @@ class Cycle:
     entries: list[Entry] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
-        features, labels = events(self.rows)
+        features, labels = events(self.rows, delay_mean=self.rows / 10)
         for topic, records in (("t.features", features), ("t.labels", labels)):
             values = [b"garbage" if n % (self.rows // 6) == 7 else record.value for n, record in enumerate(records)]
             stamps, keys = [record.timestamp for record in records], [record.key for record in records]
@@ -92,7 +92,7 @@ SMALL = {
     "stream": {"span": 32},
     "learner": {"batch_size": 16},
     "monitor": {"every": "50 rows", "window": 100, "reference_rows": 100, "frozen_after": 32},
-    "snapshot": {"anchor_every": "60 rows"},
+    "snapshot": {"anchor_every": "40 rows"},
     "registry": {"register_every": "80 rows"},
 }
 """Snapshots of a few kilobytes, for thousands of them."""
@@ -222,7 +222,7 @@ class Life:
             try:
                 self._release_all()
                 break
-            except OSError:
+            except (OSError, SnapshotError):
                 continue
         self._note("releaser ends")
 

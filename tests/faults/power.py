@@ -18,6 +18,7 @@ import logging
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -46,7 +47,6 @@ from tests.faults.disk import Disk, Tree
 from tests.faults.supervise import KILL, READING, SUPPORTED, Call, fork, supervise, wait
 from tests.faults.syscalls import scratch
 
-STATES_A_CALL = 4
 FINISHED_EVERY = 200  # one of so many distinct states learns on to the end
 LIVES_MAX = 3  # in one recording
 FAILED_MAX = 10
@@ -74,17 +74,20 @@ class Promise:
 class Recorder:
     """Writes down the calls that change something, and ends the process before one of them."""
 
-    kill_at: int | None
+    kill_at: int | None = None  # the number of the call
+    kill_after_links: int | None = None  # or so many snapshots are there, the last of them not durable yet
     events: list[tuple[Call, bytes]] = field(default_factory=list)
     calls: int = 0
+    links: int = 0
 
     def __call__(self, call: Call) -> int | None:
         if call.name in READING or (call.name in ("open", "openat") and not call.creates):
             return None
         if on_disk(call):
-            if self.calls == self.kill_at:
+            if self.calls == self.kill_at or self.links == self.kill_after_links:
                 return KILL
             self.calls += 1
+            self.links += call.name in ("link", "linkat")
         self.events.append((call, call.data() if call.size else b""))
         return None
 
@@ -110,6 +113,10 @@ class Moment:
         return False
 
 
+class StoppedError(Exception):
+    """A life ended that should have gone on."""
+
+
 class Harness:
     """Draws states and has them recovered."""
 
@@ -128,29 +135,34 @@ class Harness:
         self._expected = outcome(undisturbed)
         gc.collect()
         gc.freeze()
-        self._calls = self._record(Place(folder / "first"), None).calls
+        self._first = self._record(Place(folder / "first"), Recorder())
 
     def run(self) -> None:
         """Records lives, and cuts the power in each, until all states are spent."""
         while self.states < self._states_max and len(self.failed) < FAILED_MAX:
-            self._recording(random.Random(f"{self._seed} {self.recordings}"))
+            chance = random.Random(f"{self._seed} {self.recordings}")
+            place = Place(self._folder / f"recorded-{self.recordings}")
             self.recordings += 1
+            try:
+                self._recording(chance, place)
+            except StoppedError as error:
+                self.failed.append(f"recording {self.recordings}: a life does not go on: {error}")
+            shutil.rmtree(place.folder)
 
-    def _record(self, place: Place, kill_at: int | None) -> Recorder:
+    def _record(self, place: Place, recorder: Recorder) -> Recorder:
         """One life: up to a call, or to the end."""
         place.folder.mkdir(exist_ok=True)
-        recorder = Recorder(kill_at)
         code = supervise(partial(live_noting, self._cycle, place), place.folder, recorder)
-        assert code in (FINISHED, -9), place.log.read_text()
+        if code not in (FINISHED, -signal.SIGKILL):
+            raise StoppedError(place.log.read_text())
         return recorder
 
-    def _recording(self, chance: random.Random) -> None:
+    def _recording(self, chance: random.Random, place: Place) -> None:
         """Some lives, one after another, and the states that each might have left."""
-        place = Place(self._folder / "recorded")
         place.folder.mkdir()
         moment = Moment(Disk({}), Promise())
         for last in [False] * chance.randrange(LIVES_MAX) + [True]:
-            recorder = self._record(place, None if last else chance.randrange(self._calls))
+            recorder = self._record(place, Recorder() if last else self._killer(chance))
             self._cut(recorder, moment, chance)
             model, real = moment.disk.tree(), read_tree(place)
             different = [path for path in model.keys() | real.keys() if model.get(path) != real.get(path)]
@@ -159,14 +171,19 @@ class Harness:
                 tree = moment.disk.after_power_cut(chance)
                 moment = Moment(Disk(tree), moment.promise)
                 write_tree(place, tree)
-        shutil.rmtree(place.folder)
+
+    def _killer(self, chance: random.Random) -> Recorder:
+        """Kills anywhere, or where a snapshot is there that its writer could not make durable any more."""
+        if chance.random() < 0.5 or not self._first.links:
+            return Recorder(kill_at=chance.randrange(self._first.calls))
+        return Recorder(kill_after_links=chance.randrange(1, self._first.links + 1))
 
     def _cut(self, recorder: Recorder, moment: Moment, chance: random.Random) -> None:
-        """Draws states after each call of one life."""
+        """Draws a state after each call of one life."""
         for call, data in recorder.events:
             if not moment.apply(call, data):
                 continue
-            for _ in range(min(STATES_A_CALL, self._states_max - self.states)):
+            if self.states < self._states_max and len(self.failed) < FAILED_MAX:
                 tree = moment.disk.after_power_cut(chance)
                 self.states += 1
                 if self._only in (None, self.states):
@@ -222,6 +239,7 @@ class Materialised:
                 wrong = _broken(self._place, manifest, promise)
                 if manifest is not None and not wrong:
                     wrong = incomplete(self._place.state)
+                    wrong += [f"{path.name}: no power cut does this" for path in self._place.state.rglob("*.bad")]
                     life.restore(manifest)
                 return wrong
         except (EvertrainError, OSError) as error:

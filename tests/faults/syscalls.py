@@ -170,7 +170,7 @@ class Injector:
 
 def same_every_time(call: Call) -> str:
     """A call as text, without the process id in names of temporary files."""
-    return re.sub(r"\.\d+-\w+\.tmp", ".PID.tmp", str(call))
+    return re.sub(r"\.\d+(-\w+)?\.tmp", ".PID.tmp", str(call))
 
 
 def subjects(folder: Path) -> list[Subject]:
