@@ -8,10 +8,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test ui lint bench
+.PHONY: help setup demo test test-long ui lint bench
 
 help: ## show the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-8s %s\n", $$1, $$2 }'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-9s %s\n", $$1, $$2 }'
 
 setup: $(STAMP) ## make the virtual environment in .venv
 
@@ -24,6 +24,15 @@ test: $(STAMP) ## run all tests and print branch coverage (Java and Maven serve 
 	$(BIN)/coverage combine --quiet 2> /dev/null  # a killed process leaves half a file
 	rm -f .coverage.*
 	$(BIN)/coverage report --fail-under=90
+
+test-long: $(STAMP) ## run the proofs of docs/guarantees.md with their full counts: hours
+	$(BIN)/python -m tests.model.protocol
+	$(BIN)/python -m tests.faults.syscalls
+	$(BIN)/python -m tests.faults.power --states 100000
+	$(BIN)/python -m tests.faults.forget
+	$(BIN)/python -m tests.faults.kill --kills 10000
+	$(BIN)/python -m tests.faults.fuzz json jobfile manifest ledger --inputs 1250000
+	$(BIN)/python -m tests.faults.kill --real --kills 300
 
 ui: $(STAMP) ## open the demo's models and metrics: MLflow on http://localhost:5000
 	$(BIN)/mlflow ui --backend-store-uri "$(MLFLOW_URI)" --port $(MLFLOW_PORT)

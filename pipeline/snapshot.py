@@ -237,11 +237,16 @@ class Snapshots:
                     raise SnapshotError(self.trouble) from error
 
     def _write(self, sealed: _Sealed) -> None:
-        """The commit: blobs, fence, manifest; from then on it counts, and may be released.
+        """The commit. May be repeated as long as it raises: nothing is booked before the manifest is durable."""
+        manifest = sealed.manifest
+        piece = self._put_blobs(sealed)  # durable, and counting for nothing yet
+        checksum = self._store.commit(manifest["sequence"], manifest, self._check_fence)  # from here on it counts
+        self._book(manifest, checksum, piece)
+        self._on_durable(manifest["sequence"])  # and may be released
 
-        May be repeated as long as it raises: nothing is booked before the manifest is durable.
-        """
-        store, manifest, image, sequence = self._store, sealed.manifest, sealed.image, sealed.manifest["sequence"]
+    def _put_blobs(self, sealed: _Sealed) -> bytes:
+        """Makes all that a manifest names durable, and completes the manifest. Returns the sealed ledger."""
+        store, manifest, image = self._store, sealed.manifest, sealed.image
         full = {(int(slab.side), slab.number): slab.columns for slab in image.slabs if slab.full}
         self._slab_blobs = {
             key: self._slab_blobs.get(key) or store.put(safetensors(columns, PAGE)) for key, columns in full.items()
@@ -250,24 +255,27 @@ class Snapshots:
         weights = {name: self._frozen.part(name) for name in self._frozen.names("learner.module.")}
         manifest["weights_sha256"] = weights_sha256({n.removeprefix("learner.module."): w for n, w in weights.items()})
         manifest["state_sha256"] = image.state_sha256(arrays, self._slab_blobs)
-        closing = ["snapshot", sequence, manifest["weights_sha256"], manifest["state_sha256"]]
+        closing = ["snapshot", manifest["sequence"], manifest["weights_sha256"], manifest["state_sha256"]]
         piece = seal([*sealed.lines, closing])
-        pieces = [*self._pieces, piece] if manifest["anchor"] is not None else [piece]
         manifest["blobs"] = {
             "arrays": arrays,
             "document": document,
-            "ledger": store.put(pieces),
+            "ledger": store.put([piece] if manifest["anchor"] is None else [*self._pieces, piece]),
             "slabs": [[*key, sha256] for key, sha256 in self._slab_blobs.items()],
         }
         manifest["owed"] = {name: store.put([data]) if data else None for name, data in sealed.owed.items()}
         manifest["owed_bytes"] = sum(len(data) for data in sealed.owed.values() if data)
         manifest.setdefault("released", self._released())  # what is deleted next relies on it: markers may be lost
-        checksum = store.commit(sequence, manifest, self._check_fence)
-        self._parent = {"sequence": sequence, "checksum": checksum}
-        self._pieces = [] if manifest["anchor"] is not None else [*self._pieces, piece]
-        self._anchor = manifest if manifest["anchor"] is not None else self._anchor
+        return piece
+
+    def _book(self, manifest: Manifest, checksum: str, piece: bytes) -> None:
+        """The snapshot is the one that the next one extends."""
+        self._parent = {"sequence": manifest["sequence"], "checksum": checksum}
+        if manifest["anchor"] is None:
+            self._pieces = [*self._pieces, piece]
+        else:
+            self._pieces, self._anchor = [], manifest
         self._retention.add(Kept.of(manifest))
-        self._on_durable(sequence)
 
     def _check_fence(self) -> None:
         """Raises SnapshotError unless the store is ours and the snapshot that this one extends is still there."""

@@ -12,10 +12,10 @@ from typing import Any
 
 import psutil
 import pytest
-from tests.proxy import FETCH
 
 from pipeline.config import JobConfig
 from tests.jobs import Job
+from tests.kafka_proxy import FETCH
 from tests.live import ROWS, Stream, comparable, learned
 from tests.stream import job_document
 
