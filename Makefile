@@ -8,10 +8,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long ui lint bench
+.PHONY: help setup demo test test-faults test-long ui lint bench
 
 help: ## show the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-9s %s\n", $$1, $$2 }'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-11s %s\n", $$1, $$2 }'
 
 setup: $(STAMP) ## make the virtual environment in .venv
 
@@ -24,6 +24,9 @@ test: $(STAMP) ## run all tests and print branch coverage (Java and Maven serve 
 	$(BIN)/coverage combine --quiet 2> /dev/null  # a killed process leaves half a file
 	rm -f .coverage.*
 	$(BIN)/coverage report --fail-under=90
+
+test-faults: $(STAMP) ## run the slow tests too: real kills, a broken Kafka, MLflow and disk
+	$(BIN)/python -m pytest -m slow
 
 test-long: $(STAMP) ## run the proofs of docs/guarantees.md with their full counts: hours
 	$(BIN)/python -m tests.model.protocol

@@ -19,7 +19,7 @@ from consumers.kafka import Cluster
 from consumers.record import Entry, Wait
 from pipeline.config import JobConfig
 from pipeline.learner import Learner
-from pipeline.run import Bounds, _add, _check_topics, _source, _starts
+from pipeline.run import Bounds, Start, _add, _check_topics, _source, _starts
 from pipeline.snapshot import Lineage, Snapshots
 from pipeline.state import State, fresh_positions
 from pipeline.store import Manifest, MemoryStore
@@ -48,7 +48,8 @@ class Live:
             starts = _starts(config, cluster, topics)
             self.state = State(config, fresh_positions(starts), Learner(config))
             self.snapshots.begin(Lineage.begin(cluster.id(), {t.name: t.id for t in topics}, starts), self.state)
-        self.source = _source(config, cluster, topics, self.state, Bounds(), [], until_caught_up)
+        start = Start(until_caught_up=until_caught_up)
+        self.source = _source(config, cluster, topics, self.state, Bounds(), start)
         self.wait = Wait()  # the newest one
         self.applied: list[Entry] = []
         self._entries = self.source.entries(self.state.positions)

@@ -19,7 +19,7 @@ from tests.kafka_proxy import FETCH
 from tests.live import ROWS, Stream, comparable, learned
 from tests.stream import job_document
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from consumers.record import Lost, Partition
 from tests.live import ROWS, Live, Stream, row
 from tests.segments import batches, spoil
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 POISONED = range(100, 300)  # rows whose features of partition 0 lie in the batch that is spoiled
 BOMB_BYTES, BOMB_RECORDS = 400 * 2**20, 40

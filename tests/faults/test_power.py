@@ -15,7 +15,7 @@ from tests.faults import power
 from tests.faults.cycle import Life
 from tests.faults.supervise import SUPPORTED
 
-pytestmark = pytest.mark.skipif(not SUPPORTED, reason="needs Linux on x86_64")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not SUPPORTED, reason="needs Linux on x86_64")]
 
 Break = Callable[[pytest.MonkeyPatch], None]
 

@@ -18,7 +18,7 @@ from tests.faults import syscalls
 from tests.faults.cycle import FINISHED, Place, copy, live
 from tests.faults.supervise import SUPPORTED
 
-pytestmark = pytest.mark.skipif(not SUPPORTED, reason="needs Linux on x86_64")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not SUPPORTED, reason="needs Linux on x86_64")]
 
 SAMPLE = 17  # one point of so many; the program goes through all
 

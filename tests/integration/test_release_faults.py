@@ -25,6 +25,7 @@ from tests.mlflow_server import MLflowServer
 from tests.releasing import LINEAGE, REJECT, WAIT_S, Trainer, logged_steps, mock_kafka, read_all, runs, until
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:::mlflow", "ignore:::torch", "ignore::ResourceWarning"),
     pytest.mark.timeout(600),  # each story starts processes that import torch, on a machine that may be busy
 ]

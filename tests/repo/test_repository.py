@@ -13,7 +13,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "mlflow", "pyarrow", "confluent_kafka", "pydantic", "numpy", "numba", "rich")
-MAKE_TARGETS = ("setup", "demo", "test", "test-long", "ui", "lint", "bench")
+MAKE_TARGETS = ("setup", "demo", "test", "test-faults", "test-long", "ui", "lint", "bench")
 COMMANDS = ("run", "demo", "broker", "replay", "verify", "ledger", "status", "doctor", "config")
 
 
@@ -79,7 +79,7 @@ def test_the_readme_names_only_commands_that_exist() -> None:
 
 def test_ci_runs_what_the_readme_tells_a_visitor_to_run() -> None:
     lines = (ROOT / ".ci" / "run").read_text().splitlines()
-    assert [line for line in lines if line.startswith("make ")] == ["make lint", "make test", "make demo"]
+    assert [line for line in lines if line.startswith("make ")] == ["make lint", "make test", "make test-faults", "make demo"]
 
 
 @pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
