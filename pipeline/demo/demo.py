@@ -118,6 +118,9 @@ def _drive(stream: Stream, rate: float, job: Job, display: Display, broker: Kafk
             killed = True
     if backlog is not None:
         backlog.close()
+    while not job.listens and job.code is None:
+        display.show()
+        time.sleep(0.05)
     job.finish()
     while job.code is None:
         display.show()

@@ -12,6 +12,7 @@ from typing import Any
 from consumers.broker import die_with_parent
 from consumers.errors import EvertrainError
 from pipeline.demo.flights import CATEGORICAL, NULLABLE, NUMERIC
+from pipeline.demo.panel import read_status
 from pipeline.demo.producer import DEAD, FEATURES, LABELS
 
 JOB = "flights"
@@ -107,6 +108,11 @@ class Job:
     def code(self) -> int | None:
         """Its exit code, or None while it runs."""
         return self._process.poll()
+
+    @property
+    def listens(self) -> bool:
+        """Whether it has come so far that `finish` reaches it."""
+        return read_status(self.file.parent / JOB).get("pid") == self._process.pid
 
     def kill_and_start_again(self) -> int:
         """SIGKILL, as a crash would; returns the process that died."""

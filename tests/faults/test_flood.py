@@ -6,7 +6,11 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from tests.jobs import ROOT
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_flood_takes_no_more_memory_than_the_budget_a_fifth_and_the_staging_buffer() -> None:

@@ -18,6 +18,8 @@ from tests.conftest import produce
 from tests.live import ROWS, Live, Stream, placed, row
 from tests.stream import Record
 
+pytestmark = pytest.mark.slow
+
 WILD_MS = 9_999_999_999_999
 
 
