@@ -103,7 +103,7 @@ class Story:
                 shown["held"].append(str(error))
                 break
             if state.owed.version_due:
-                shown["versions"].append([state.trained, weights_sha256(state.learner.weights())])
+                shown["versions"].append([state.trained, state.trained_ms, weights_sha256(state.learner.weights())])
                 self._commit(snapshots, state, shown)
         self._commit(snapshots, state, shown)
         snapshots.wait()

@@ -22,6 +22,7 @@ MANIFEST = (
     "cursor",
     "watermark",
     "time_ms",
+    "trained_ms",
     "alarms",
 )
 
