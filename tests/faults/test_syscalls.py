@@ -70,7 +70,7 @@ def half_a_blob_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def a_short_write_is_taken_for_a_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.store, "_write_all", lambda descriptor, data: os.write(descriptor, data))
+    monkeypatch.setattr(pipeline.store, "_write_all", os.write)
 
 
 def a_full_disk_ends_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
