@@ -154,8 +154,10 @@ class Snapshots:
         self._parent = {"sequence": manifest["sequence"], "checksum": self._store.checksum(manifest["sequence"])}
         self._slab_blobs = {(side, number): sha256 for side, number, sha256 in manifest["blobs"]["slabs"]}
         self._anchor, self._pieces = pieces_since_anchor(self._store, manifest)
-        self._retention = Retention(self._job.snapshot.keep, retained(self._store, self._released()))
-        self._store.remove([], self._leftovers - self._retention.blobs())  # what a crash has left
+        kept = list(retained(self._store, self._released()))
+        self._retention = Retention(self._job.snapshot.keep, kept)
+        if len(kept) == len(self._store.sequences()):  # a manifest that cannot be read now may name any of them
+            self._store.remove([], self._leftovers - self._retention.blobs())  # what a crash has left
         job = with_recorded(self._job, manifest["config"])
         return load_state(self._store, manifest, job, learner, room=self._job.join.limit)
 

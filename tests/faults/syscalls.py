@@ -128,8 +128,10 @@ class Point:
             return (-signal.SIGKILL,)
         if self.fault == "short" or call.path.startswith("state/status."):
             return (FINISHED,)  # the status file describes a live process, and is no reason to end it
-        if subject.by_releaser[self.index] or (call.name == "mkdir" and subject.there(self.index)):
-            return (FINISHED,)  # the releaser is started again
+        if subject.by_releaser[self.index]:
+            return (FINISHED,)  # it is started again
+        if call.name == "mkdir" and subject.there(self.index):
+            return (FINISHED,) if self.fault == "eio" else (FINISHED, STOPPED)  # the next calls find no room either
         if self.fault == "eio" and not takes_room(call):
             return (FINISHED, STOPPED)  # what cannot be read is damaged: an old ledger leaves a gap, a snapshot ends it
         if self.fault in ("enospc", "torn") and not call.main_thread:
