@@ -245,14 +245,18 @@ def _judged(subject: Subject, place: Place, *, gap: bool) -> list[str]:
     return wrong + [f"at the end: {line}" for line in damaged(place.state)]
 
 
-def run(folder: Path, faults: Iterable[str], number: int | None = None, sample: int = 1) -> dict[str, Any]:
-    """Goes through the points, or those of one call, or every `sample`-th."""
+def run(
+    folder: Path, faults: Iterable[str], number: int | None = None, *, sample: int = 1, enough: float = float("inf")
+) -> dict[str, Any]:
+    """Goes through the points, or those of one call, or every `sample`-th; up to `enough` differences."""
     began = time.monotonic()
     found = subjects(folder)
     every = [p for p in points(found, faults) if number is None or p.number == number][::sample]
     counts: Counter[str] = Counter()
     failed = []
     for point in every:
+        if len(failed) >= enough:
+            break
         counts[point.fault] += 1
         if wrong := differences(point, folder / "place"):
             failed.append(point)
@@ -260,7 +264,7 @@ def run(folder: Path, faults: Iterable[str], number: int | None = None, sample: 
             for line in wrong:
                 print(f"    {line[:2000]}", file=sys.stderr)
     return {
-        "points": len(every),
+        "points": counts.total(),
         "calls": sum(len(subject.calls) for subject in found),
         "kills": counts["kill"],
         "eio": counts["eio"],

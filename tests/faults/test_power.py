@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,23 @@ from pipeline.store import LocalStore, Manifest, encode_manifest, fsync_director
 from tests.faults import power
 from tests.faults.cycle import Life
 from tests.faults.supervise import SUPPORTED
+from tests.faults.syscalls import scratch
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not SUPPORTED, reason="needs Linux on x86_64")]
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """In memory, where there is some: no fault here needs a disk, and fsync takes its time on one."""
+    with tempfile.TemporaryDirectory(dir=scratch()) as folder:
+        yield Path(folder)
+
 
 Break = Callable[[pytest.MonkeyPatch], None]
 
 
-def test_recovery_finds_what_counted_in_10_000_states_of_the_disk(tmp_path: Path) -> None:
-    report = power.run(tmp_path, 10_000, seed=1)
+def test_recovery_finds_what_counted_in_10_000_states_of_the_disk(folder: Path) -> None:
+    report = power.run(folder, 10_000, seed=1)
     assert report["differences"] == 0
     assert report["states"] == 10_000
     assert report["distinct"] > 4_000
@@ -133,6 +143,6 @@ def released_before_durable(monkeypatch: pytest.MonkeyPatch) -> None:
         released_before_durable,
     ],
 )
-def test_each_rule_of_the_commit_is_needed(broken: Break, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_rule_of_the_commit_is_needed(broken: Break, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken(monkeypatch)
-    assert power.run(tmp_path, 10_000, seed=1)["differences"] > 0
+    assert power.run(folder, 10_000, seed=1)["differences"] > 0
