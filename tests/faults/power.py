@@ -313,7 +313,10 @@ def run(folder: Path, states: int, seed: int, only: int | None = None) -> dict[s
     harness = Harness(folder, seed, states, only)
     harness.run()
     for failure in harness.failed:
-        print(f"{failure}\n    python -m tests.faults.power --states {states} --seed {seed}", file=sys.stderr)
+        print(
+            f"{failure}\n    python -m tests.faults.power --states {states} --seed {seed}  # --only N: state N alone",
+            file=sys.stderr,
+        )
     return {
         "states": harness.states,
         "distinct": harness.distinct,
