@@ -29,7 +29,7 @@ def job(state_dir: Path, *, embedding_rows: int, **tables: Any) -> JobConfig:
             "categorical": [{"name": "c", "buckets": embedding_rows}],
         },
         "labels": {"topic": LABELS.topic, "column": "y"},
-        "join": {"window": "365d", "memory": "2GiB"},
+        "join": {"memory": "2GiB"},
         "learner": {"device": "cpu"},
         "registry": {"register_every": "365d"},
         "dead_letters": {"topic": "d"},

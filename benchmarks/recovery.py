@@ -65,11 +65,12 @@ class Line:
 
 
 @contextmanager
-def line(state_mib: float, waiting: int, **tables: Any) -> Iterator[Line]:
+def line(state_mib: float, waiting: int) -> Iterator[Line]:
     """A line whose learner has so many MiB of state in all."""
     rows = int(state_mib * MIB / (4 * EMBEDDING * ADAM_COPIES))
     with tempfile.TemporaryDirectory(prefix="evertrain-bench-") as folder:
-        made = Line(feed.job(Path(folder) / "state", embedding_rows=rows, **tables), waiting)
+        window = {"window": f"{2 * waiting}ms"}  # one millisecond a row: what is learned is forgotten in time
+        made = Line(feed.job(Path(folder) / "state", embedding_rows=rows, join=window), waiting)
         try:
             yield made
         finally:
@@ -99,7 +100,7 @@ def stall(repeat: int, *, state_mib: float = 100.0, waiting: int = 1_000_000) ->
         }
 
 
-def cost(repeat: int, *, state_mib: float = 10.0, rows: int = 1_000_000) -> dict[str, Any]:
+def cost(repeat: int, *, state_mib: float = 10.0, rows: int = 500_000) -> dict[str, Any]:
     """CPU seconds per million rows with a snapshot a second against none: paired, in turn, in one process."""
     with line(state_mib, 100_000) as found:
         found.learn_rows(rows // 10, 1.0)
