@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from consumers.errors import ConfigError, DependencyError, EvertrainError
 from consumers.kafka import Cluster, Topic
@@ -18,6 +20,9 @@ from pipeline.config import JobConfig
 from pipeline.run import reader_settings
 from pipeline.store import LocalStore, Manifest
 from pipeline.verify import Segment, UnverifiableError, Verdict, find_segment, foreign, rebuild
+
+if TYPE_CHECKING:
+    from pipeline.version import Registry
 
 Ranges = Mapping[Partition, tuple[int, int]]
 """First offset and end, by partition."""
@@ -51,7 +56,10 @@ def find(job: JobConfig, name: str) -> Target:
     if name.startswith(_SNAPSHOT):
         return _snapshot(job, name)
     found = {target.number: target for target in versions(job)}
-    number = _alias(job, name[1:]) if name.startswith("@") else int(name) if name.isdigit() else None
+    number = int(name) if name.isdigit() else None
+    if name.startswith("@"):
+        with _registry(job) as registry:
+            number = registry.aliases(job.job.name).get(name[1:])
     if number not in found:
         there = ", ".join(str(number) for number in sorted(number for number in found if number)[-10:]) or "none"
         raise ConfigError(
@@ -63,17 +71,8 @@ def find(job: JobConfig, name: str) -> Target:
 
 def versions(job: JobConfig) -> list[Target]:
     """All versions of the job's name, oldest first. Raises DependencyError without MLflow."""
-    from pipeline.registry import MLflowRegistry
-
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            registry = MLflowRegistry(job.registry.tracking_uri, job.registry.artifact_location, Path(scratch))
-            found = registry.versions(job.job.name)
-    except Exception as error:  # MLflow's are of every kind
-        raise DependencyError(
-            f"MLflow at {job.registry.tracking_uri} does not answer ({type(error).__name__}); "
-            f"name the snapshot itself instead, as {_SNAPSHOT}SEQUENCE"
-        ) from error
+    with _registry(job) as registry:
+        found = registry.versions(job.job.name)
     return [
         Target(str(v.number), v.number, v.snapshot_id, v.tags.get("weights_sha256"), _parse_offsets(v.tags["offsets"]))
         for v in found
@@ -159,12 +158,19 @@ def _lineages(store: LocalStore) -> set[str]:
     return {manifest["lineage"], *manifest["ancestors"]}
 
 
-def _alias(job: JobConfig, alias: str) -> int | None:
+@contextmanager
+def _registry(job: JobConfig) -> Iterator[Registry]:
+    """The job's registry, to read from. Raises DependencyError if it does not answer."""
     from pipeline.registry import MLflowRegistry
 
-    with tempfile.TemporaryDirectory() as scratch:
-        registry = MLflowRegistry(job.registry.tracking_uri, job.registry.artifact_location, Path(scratch))
-        return registry.aliases(job.job.name).get(alias)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            yield MLflowRegistry(job.registry.tracking_uri, job.registry.artifact_location, Path(scratch))
+    except Exception as error:  # MLflow's are of every kind
+        raise DependencyError(
+            f"MLflow at {job.registry.tracking_uri} does not answer ({type(error).__name__}); "
+            f"name the snapshot itself instead, as {_SNAPSHOT}SEQUENCE"
+        ) from error
 
 
 def _parse_offsets(text: str) -> Ranges | None:
