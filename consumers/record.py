@@ -5,10 +5,11 @@ An offset always means *next*: everything before it is done. Times are milliseco
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from statistics import median_low
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -44,22 +45,70 @@ class Kind(IntEnum):
     TOMBSTONE = 1
 
 
+class Blobs(NamedTuple):
+    """N byte strings that lie in one buffer, in any order."""
+
+    data: Bytes1
+    start_N: Int64s
+    length_N: Int64s  # in bytes; NULL_LENGTH for a null one
+
+    def __getitem__(self, index: int) -> bytes | None:  # type: ignore[override]
+        """One of them, copied."""
+        start, length = int(self.start_N[index]), int(self.length_N[index])
+        return None if length == NULL_LENGTH else self.data[start : start + length].tobytes()
+
+    @property
+    def nbytes(self) -> int:
+        """Of all of them, without what else is in the buffer."""
+        return int(np.maximum(self.length_N, 0).sum())
+
+    def part(self, start: int, stop: int) -> Blobs:
+        """Those in `[start, stop)`, in the same buffer."""
+        return Blobs(self.data, self.start_N[start:stop], self.length_N[start:stop])
+
+    @classmethod
+    def of(cls, values: Sequence[bytes | None]) -> Blobs:
+        """These, in a buffer of their own."""
+        length_N = np.array([NULL_LENGTH if value is None else len(value) for value in values], np.int64)
+        stop_N = np.cumsum(np.maximum(length_N, 0))
+        data = np.frombuffer(b"".join(filter(None, values)), np.uint8)
+        return cls(data, stop_N - np.maximum(length_N, 0), length_N)
+
+
+NULL_LENGTH = -1
+
+
 @dataclass(frozen=True, slots=True)
 class Messages:
     """Raw Kafka messages of one partition, in offset order: columns of equal length."""
 
-    offsets: list[int]
-    timestamps: list[int]  # of the records
-    keys: list[bytes | None]
-    values: list[bytes | None]
+    offset_N: Int64s
+    timestamp_N: Int64s  # of the records
+    keys: Blobs
+    values: Blobs
 
     def __len__(self) -> int:
-        return len(self.offsets)
+        return len(self.offset_N)
+
+    @classmethod
+    def of(
+        cls,
+        offsets: Sequence[int],
+        timestamps: Sequence[int],
+        keys: Sequence[bytes | None],
+        values: Sequence[bytes | None],
+    ) -> Messages:
+        """Messages made of lists."""
+        return cls(np.array(offsets, np.int64), np.array(timestamps, np.int64), Blobs.of(keys), Blobs.of(values))
 
     def part(self, start: int, stop: int) -> Messages:
-        """Messages `[start, stop)` of these."""
-        columns = (self.offsets, self.timestamps, self.keys, self.values)
-        return Messages(*[column[start:stop] for column in columns])  # type: ignore[arg-type]
+        """Messages `[start, stop)` of these, which keep the buffers of all of them alive."""
+        return Messages(
+            self.offset_N[start:stop],
+            self.timestamp_N[start:stop],
+            self.keys.part(start, stop),
+            self.values.part(start, stop),
+        )
 
 
 REJECT_RAW_BYTES_MAX = 64 * 1024

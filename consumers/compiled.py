@@ -1,0 +1,47 @@
+"""How compiled loops are made: with numba, once for a version of the code, and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+from numba.core import config
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+PACKAGES = ("consumers", "pipeline")
+
+
+def _code_hash() -> str:
+    """Of all source files: one that changes also changes what was compiled from the files that call it."""
+    root, digest = Path(__file__).resolve().parent.parent, hashlib.sha256()
+    for package in PACKAGES:
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _choose_cache() -> None:
+    """A folder beside the code, named by what it was compiled from: numba alone looks at one file's time."""
+    folder = Path(__file__).resolve().parent / "__pycache__"
+    if not config.CACHE_DIR and os.access(folder if folder.exists() else folder.parent, os.W_OK):
+        config.CACHE_DIR = str(folder / f"compiled-{_code_hash()}")
+
+
+_choose_cache()
+
+
+def njit_cached(function: F) -> F:
+    """`numba.njit` with the on-disk cache, keeping the function's type."""
+    compiled: F = numba.njit(cache=True, nogil=False)(function)
+    return compiled
+
+
+def njit_inlined(function: F) -> F:
+    """For what runs once an event: as a call it would count references to every array of its arguments."""
+    compiled: F = numba.njit(inline="always")(function)
+    return compiled
