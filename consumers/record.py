@@ -52,7 +52,7 @@ class Blobs(NamedTuple):
     start_N: Int64s
     length_N: Int64s  # in bytes; NULL_LENGTH for a null one
 
-    def __getitem__(self, index: int) -> bytes | None:  # type: ignore[override]
+    def at(self, index: int) -> bytes | None:
         """One of them, copied."""
         start, length = int(self.start_N[index]), int(self.length_N[index])
         return None if length == NULL_LENGTH else self.data[start : start + length].tobytes()
