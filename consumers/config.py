@@ -79,6 +79,7 @@ class TopicConfig(Model):
 
     topic: str
     format: Literal["json"] = "json"
+    envelope: Literal["none", "cloudevents", "debezium"] = "none"  # what is around an event
     key: str | None = None  # a field; None: the message key
     time: str | None = None  # a field with ms since the epoch; None: the record's timestamp
     start: Annotated[str, AfterValidator(_check_start)] = "earliest"

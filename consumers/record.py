@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from statistics import median_low
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -128,27 +128,6 @@ REJECTS = pa.schema(
 """Arrow schema of rejected rows: one row per bad record."""
 
 
-def event_schema(columns: int, *, labelled: bool) -> pa.Schema:
-    """Arrow schema of decoded events.
-
-    Args:
-        columns: C, the width of the feature matrix; 0 for a label topic.
-        labelled: whether rows carry a label (a label topic, or features with their label inside).
-    """
-    fields = {
-        "key": pa.binary(16),  # XXH3-128 of the key's canonical text
-        "event_time": pa.int64(),
-        "offset": pa.int64(),
-        "row": pa.int32(),
-        "kind": pa.uint8(),
-    }
-    if columns:
-        fields |= {"features": pa.list_(pa.float32(), columns), "weight": pa.float32()}
-    if labelled:
-        fields["label"] = pa.float32()
-    return pa.schema(fields)
-
-
 @dataclass(frozen=True, slots=True)
 class Events:
     """The rows of one span as arrays that may view memory shared with a reader: valid until the next entry.
@@ -170,29 +149,18 @@ class Events:
         return len(self.event_time_N)
 
     @classmethod
-    def from_arrow(cls, batch: pa.RecordBatch) -> Events:
-        """Views of an Arrow batch of `event_schema`, without a copy."""
-        rows, names = batch.num_rows, batch.schema.names
-
-        def view(name: str, dtype: type, width: int = 1) -> npt.NDArray[Any]:
-            column = batch.column(name)
-            data = column.buffers()[-1]
-            if data is None:
-                return np.empty((0,) if width == 1 else (0, width), dtype)
-            start = column.offset * width
-            flat: npt.NDArray[Any] = np.frombuffer(data, dtype)[start : start + rows * width]
-            return flat if width == 1 else flat.reshape(rows, width)
-
-        columns = batch.schema.field("features").type.list_size if "features" in names else 0
+    def none(cls, columns: int, *, labelled: bool) -> Events:
+        """No rows, with C feature columns: 0 for a label topic, which is always labelled."""
+        none_0 = np.empty(0, np.int64)
         return cls(
-            key_N2=view("key", np.uint64, 2),
-            event_time_N=view("event_time", np.int64),
-            offset_N=view("offset", np.int64),
-            row_N=view("row", np.int32),
-            kind_N=view("kind", np.uint8),
-            features_NC=view("features", np.float32, columns) if columns else np.empty((rows, 0), np.float32),
-            weight_N=view("weight", np.float32) if columns else np.empty(0, np.float32),
-            label_N=view("label", np.float32) if "label" in names else None,
+            key_N2=np.empty((0, 2), np.uint64),
+            event_time_N=none_0,
+            offset_N=none_0,
+            row_N=np.empty(0, np.int32),
+            kind_N=np.empty(0, np.uint8),
+            features_NC=np.empty((0, columns), np.float32),
+            weight_N=np.empty(0, np.float32),
+            label_N=np.empty(0, np.float32) if labelled else None,
         )
 
 

@@ -25,7 +25,6 @@ from consumers.record import (
     Side,
     Span,
     Tick,
-    event_schema,
 )
 from pipeline.config import Cadence, DeadLettersConfig, JobConfig
 from pipeline.identity import recorded
@@ -118,7 +117,7 @@ class State:
         """Applies a batch that no reader survives as a span without events, with one reject that stands for it."""
         index, side = self._index[lost.partition], self._sides[lost.partition.topic]
         columns = self.job.features.columns if side is Side.FEATURES else 0
-        span = lost_span(lost, event_schema(columns, labelled=not columns or self.job.labels is None))
+        span = lost_span(lost, Events.none(columns, labelled=not columns or self.job.labels is None))
         self.bad_input.check(span)
         self.ledger.append(["lost", index, lost.start, lost.stop, lost.place, lost.reason])
         yield from self._apply_span(span)
@@ -266,8 +265,8 @@ class BadInput:
         self.recent = recent if found else []
 
 
-def lost_span(lost: Lost, schema: pa.Schema) -> Span:
-    """The span that stands for a lost batch: no events of `schema`, and one reject without key and value."""
+def lost_span(lost: Lost, no_events: Events) -> Span:
+    """The span that stands for a lost batch: no events, and one reject without key and value."""
     reject = {"offset": lost.start, "row": 0, "timestamp": max(lost.place, 0), "reason": lost.reason, "value_bytes": 0}
     return Span(
         lost.partition,
@@ -275,7 +274,7 @@ def lost_span(lost: Lost, schema: pa.Schema) -> Span:
         lost.stop,
         lost.place,
         messages=1,
-        events=Events.from_arrow(pa.RecordBatch.from_pylist([], schema)),
+        events=no_events,
         rejects=pa.RecordBatch.from_pylist([reject], REJECTS),
         skipped=lost.stop - lost.start - 1,
     )

@@ -6,22 +6,33 @@ from typing import NamedTuple, Protocol
 
 import pyarrow as pa
 
+from consumers.codecs.table import RowArrays
 from consumers.config import FeaturesConfig, LabelRule, LabelsConfig
-from consumers.record import Messages
+from consumers.record import Events, Int64s, Messages
 
 
 class Decoded(NamedTuple):
-    """Good rows (`event_schema`) and bad ones (`REJECTS`), both in the order of the messages."""
+    """Good rows and bad ones, both in the order of the messages."""
 
-    events: pa.RecordBatch
-    rejects: pa.RecordBatch
+    events: Events
+    rejects: pa.RecordBatch  # of schema REJECTS
 
 
 class Codec(Protocol):
     """Decodes the messages of one topic."""
 
-    def decode(self, messages: Messages) -> Decoded:
-        """Every message ends up in exactly one of the two batches. Never raises on bad input."""
+    columns: int  # C: the width of the feature matrix; 0 for a label topic
+    labelled: bool  # whether its rows carry a label
+
+    def rows_N(self, messages: Messages) -> Int64s:
+        """How many rows each message takes while it is decoded, good or bad."""
+        ...
+
+    def decode(self, messages: Messages, rows: RowArrays) -> Decoded:
+        """Every row of every message ends up in exactly one of the two. Never raises on bad input.
+
+        The events are views of the first rows of `rows`, which must have room for `rows_N` of all the messages.
+        """
         ...
 
 

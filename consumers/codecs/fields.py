@@ -66,7 +66,7 @@ def field_key(name: str, record: Mapping[str, Any]) -> bytes:
     try:
         return key128(canonical(record.get(name)))
     except ValueError:
-        raise Reject(f"key {name!r}: {_found(name, record)}, not a non-empty string or an integer") from None
+        raise Reject(f"key {name!r}: {found(name, record)}, not a non-empty string or an integer") from None
 
 
 def record_time(timestamp: int) -> int:
@@ -80,7 +80,7 @@ def field_time(name: str, record: Mapping[str, Any], timestamp: int, max_skew: i
     """A time within the record, at most `max_skew` ahead of the Kafka record's own; all in ms."""
     time = record.get(name)
     if type(time) is not int:
-        raise Reject(f"time {name!r}: {_found(name, record)}, not an integer (ms since the epoch)")
+        raise Reject(f"time {name!r}: {found(name, record)}, not an integer (ms since the epoch)")
     if not 0 <= time <= _INT64_MAX:
         raise Reject(f"time {name!r}: {shown(time)} is {'negative' if time < 0 else 'too large'}")
     if time > timestamp + max_skew:
@@ -95,7 +95,7 @@ def number(role: str, name: str, record: Mapping[str, Any]) -> float:
     """A number that is finite as a float32."""
     value = record.get(name)
     if type(value) is not float and type(value) is not int:
-        raise Reject(f"{role} {name!r}: {_found(name, record)}, not a number")
+        raise Reject(f"{role} {name!r}: {found(name, record)}, not a number")
     try:
         finite = math.isfinite(value)
         _FLOAT32.pack(value)
@@ -112,11 +112,11 @@ def numeric(name: str, record: Mapping[str, Any], nullable: bool) -> float:
     if value is None or is_nan(value):
         if nullable:
             return math.nan
-        raise Reject(f"column {name!r}: {_found(name, record)}, but the column is not nullable")
-    found = number("column", name, record)
-    if abs(found) > NUMERIC_MAX:
-        raise Reject(f"column {name!r}: {shown(found)} is beyond ±{NUMERIC_MAX:.0e}: its square is no float32")
-    return found
+        raise Reject(f"column {name!r}: {found(name, record)}, but the column is not nullable")
+    value = number("column", name, record)
+    if abs(value) > NUMERIC_MAX:
+        raise Reject(f"column {name!r}: {shown(value)} is beyond ±{NUMERIC_MAX:.0e}: its square is no float32")
+    return value
 
 
 def category(buckets: Buckets, record: Mapping[str, Any]) -> int:
@@ -127,7 +127,7 @@ def category(buckets: Buckets, record: Mapping[str, Any]) -> int:
         return buckets[value]
     except (ValueError, TypeError):
         rule = "but the column is not nullable" if value is None else "not a non-empty string or an integer"
-        raise Reject(f"column {name!r}: {_found(name, record)}, {rule}") from None
+        raise Reject(f"column {name!r}: {found(name, record)}, {rule}") from None
 
 
 def weight(name: str, record: Mapping[str, Any]) -> float:
@@ -146,10 +146,10 @@ def label(name: str, record: Mapping[str, Any], rule: LabelRule) -> float:
     if rule.kind == "binary":
         if isinstance(value, int | float) and value in (0, 1):
             return float(value)
-        raise Reject(f"label {name!r}: {_found(name, record)}, not true, false, 0 or 1")
+        raise Reject(f"label {name!r}: {found(name, record)}, not true, false, 0 or 1")
     if type(value) is int and 0 <= value < rule.classes:
         return value
-    raise Reject(f"label {name!r}: {_found(name, record)}, not a class in 0..{rule.classes - 1}")
+    raise Reject(f"label {name!r}: {found(name, record)}, not a class in 0..{rule.classes - 1}")
 
 
 def is_nan(value: object) -> bool:
@@ -159,9 +159,10 @@ def is_nan(value: object) -> bool:
 
 def shown(value: object) -> str:
     """A value for a reason: JSON in ASCII, which any text survives, cut short."""
-    text = json.dumps(value)
+    text = json.dumps(value, default=str)
     return text if len(text) <= _SHOWN_MAX else f"{text[:_SHOWN_MAX]}…"
 
 
-def _found(name: str, record: Mapping[str, Any]) -> str:
+def found(name: str, record: Mapping[str, Any]) -> str:
+    """What stands in a field, for a reason."""
     return shown(record[name]) if name in record else "missing"
