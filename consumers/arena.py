@@ -1,4 +1,4 @@
-"""Fixed slots in anonymous shared memory: a reader process writes decoded spans, the learner reads them in place.
+"""Fixed slots in anonymous shared memory: a reader process decodes spans into them, the learner reads them in place.
 
 The kernel frees the memory when both processes are gone; order and wake-up come from the pipe beside it.
 """
@@ -7,60 +7,94 @@ from __future__ import annotations
 
 import mmap
 import os
+from typing import NamedTuple
 
 import pyarrow as pa
 
-_ALIGNMENT = 64  # of Arrow buffers
+from consumers.codecs.table import ALIGNMENT, RowArrays, laid_out, row_bytes
+from consumers.record import REJECTS
+
+NO_REJECTS = pa.RecordBatch.from_pylist([], schema=REJECTS)
+
+
+class Shape(NamedTuple):
+    """How large the slots of an arena are."""
+
+    slots: int
+    rows: int  # that a slot has room for
+    columns: int  # C, at most
+    reject_bytes: int
+
+    @property
+    def rejects_at(self) -> int:
+        """Where the rejects begin in a slot."""
+        return row_bytes(self.rows, self.columns)
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of a slot, at a multiple of which the next one begins."""
+        return -(-(self.rejects_at + self.reject_bytes) // ALIGNMENT) * ALIGNMENT
+
+
+class Published(NamedTuple):
+    """A span in a slot, as its reader tells the learner."""
+
+    index: int  # of the partition
+    slot: int
+    rows: int
+    reject_bytes: int
+    start: int
+    stop: int
+    place: int
+    messages: int
 
 
 class Arena:
-    """`slots` slots of `slot_bytes` bytes in one memfd."""
+    """Slots in one memfd. Each holds the rows of a span, and then its rejects."""
 
-    def __init__(self, descriptor: int, slots: int, slot_bytes: int) -> None:
+    def __init__(self, descriptor: int, shape: Shape) -> None:
         self.descriptor = descriptor
-        self.slots = slots
-        self.slot_bytes = slot_bytes
-        self._memory = memoryview(mmap.mmap(descriptor, slots * slot_bytes))
+        self.shape = shape
+        self._memory = memoryview(mmap.mmap(descriptor, shape.slots * shape.slot_bytes))
 
     @classmethod
-    def create(cls, slots: int, slot_bytes: int) -> Arena:
+    def create(cls, shape: Shape) -> Arena:
         """A new arena; pages that no one touches take no memory."""
         descriptor = os.memfd_create("evertrain-arena")
-        os.ftruncate(descriptor, slots * slot_bytes)
-        return cls(descriptor, slots, slot_bytes)
+        os.ftruncate(descriptor, shape.slots * shape.slot_bytes)
+        return cls(descriptor, shape)
 
-    def write(self, slot: int, batches: list[pa.RecordBatch]) -> list[int]:
-        """Writes batches one after another into a slot and returns the length of each in bytes."""
-        place = slot * self.slot_bytes
-        end = place + self.slot_bytes
-        lengths = []
-        for batch in batches:
-            data = batch.serialize()
-            if place + data.size > end:
-                raise ValueError(f"{data.size} bytes do not fit into a slot of {self.slot_bytes} bytes")
-            self._memory[place : place + data.size] = memoryview(data).cast("B")
-            lengths.append(data.size)
-            place += _aligned(data.size)
-        return lengths
+    def rows(self, slot: int, columns: int) -> RowArrays:
+        """The rows of a slot, as views: valid until it is given back."""
+        return laid_out(self._slot(slot), self.shape.rows, columns)
 
-    def read(self, slot: int, lengths: list[int], schemas: list[pa.Schema]) -> list[pa.RecordBatch]:
-        """Batches that view the slot, without a copy: valid until the slot is given back."""
-        place = slot * self.slot_bytes
-        batches = []
-        for length, schema in zip(lengths, schemas, strict=True):
-            data = pa.py_buffer(self._memory[place : place + length])
-            batches.append(pa.ipc.read_record_batch(data, schema))
-            place += _aligned(length)
-        return batches
+    def write_rejects(self, slot: int, rejects: pa.RecordBatch) -> int:
+        """Writes them behind the rows; returns how many bytes they take, 0 if there are none."""
+        if not rejects.num_rows:
+            return 0
+        data = rejects.serialize()
+        room = self._rejects(slot)
+        if data.size > len(room):
+            raise ValueError(f"{data.size} bytes of rejects do not fit into {len(room)} bytes")
+        room[: data.size] = memoryview(data).cast("B")
+        return int(data.size)
+
+    def read_rejects(self, slot: int, size: int) -> pa.RecordBatch:
+        """What `write_rejects` wrote, as views."""
+        if not size:
+            return NO_REJECTS
+        return pa.ipc.read_record_batch(pa.py_buffer(self._rejects(slot)[:size]), REJECTS)
 
     def poison(self, slot: int) -> None:
         """Overwrites a slot: tests use it to show that nobody keeps a view of a returned slot."""
-        self._memory[slot * self.slot_bytes : (slot + 1) * self.slot_bytes] = b"\xff" * self.slot_bytes
+        self._slot(slot)[:] = b"\xff" * self.shape.slot_bytes
 
     def close(self) -> None:
         """Gives up the descriptor; the memory stays mapped while something views it."""
         os.close(self.descriptor)
 
+    def _slot(self, slot: int) -> memoryview:
+        return self._memory[slot * self.shape.slot_bytes : (slot + 1) * self.shape.slot_bytes]
 
-def _aligned(length: int) -> int:
-    return -(-length // _ALIGNMENT) * _ALIGNMENT
+    def _rejects(self, slot: int) -> memoryview:
+        return self._slot(slot)[self.shape.rejects_at :]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from itertools import accumulate
+from collections import deque
 from statistics import median_low
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from consumers.codecs import Codec, Decoded
+from consumers.codecs.table import RowArrays, allocate
 from consumers.errors import StreamError
-from consumers.record import REJECT_RAW_BYTES_MAX, Events, Messages, Partition, Span
+from consumers.record import REJECT_RAW_BYTES_MAX, Events, Int64s, Messages, Partition, Span
 
 SPAN_RAW_BYTES_MAX = 16 * 2**20
 """A span ends before the message that would bring its values over this, but holds at least one message."""
@@ -24,13 +26,13 @@ PLACE_RECORDS = 15
 
 
 class Cut(NamedTuple):
-    """A span as its reader sends it: the coordinates and the two Arrow batches."""
+    """A span as its reader cut it: the coordinates, the events and the rejects."""
 
     start: int
     stop: int
     place: int
     messages: int
-    events: pa.RecordBatch
+    events: Events
     rejects: pa.RecordBatch
 
 
@@ -46,35 +48,31 @@ class Cutter:
         self.next = start  # everything before it was cut
         self.end: int | None = None  # proven end: no message before this offset is still to come
         self.bound: int | None = None  # offsets from here on are not taken
-        self.bytes = 0
+        self.bytes = 0  # of the queue
         self._codec = codec
         self._span = span
-        self._queue = Messages([], [], [], [])
-        self._sizes: list[int] = []
+        self._queue: deque[Messages] = deque()
+        self._queued = 0
 
     def __len__(self) -> int:
-        return len(self._queue)
+        return self._queued
 
     @property
     def expected(self) -> int:
         """The offset of the next message if there is no gap."""
-        return self._queue.offsets[-1] + 1 if self._queue.offsets else self.next
+        return int(self._queue[-1].offset_N[-1]) + 1 if self._queue else self.next
 
     def extend(self, messages: Messages) -> None:
         """Takes the next messages, one at least. Offsets that it has had and those past the bound are dropped."""
-        seen = messages.offsets[-1] + 1
-        if messages.offsets[0] < self.expected or (self.bound is not None and seen > self.bound):
-            first = bisect_left(messages.offsets, self.expected)
-            stop = len(messages) if self.bound is None else bisect_left(messages.offsets, self.bound)
+        seen = int(messages.offset_N[-1]) + 1
+        if messages.offset_N[0] < self.expected or (self.bound is not None and seen > self.bound):
+            first = bisect_left(messages.offset_N, self.expected)
+            stop = len(messages) if self.bound is None else bisect_left(messages.offset_N, self.bound)
             messages = messages.part(first, stop)
-        queue = self._queue
-        queue.offsets.extend(messages.offsets)
-        queue.timestamps.extend(messages.timestamps)
-        queue.keys.extend(messages.keys)
-        queue.values.extend(messages.values)
-        sizes = [len(value or b"") + len(key or b"") for key, value in zip(messages.keys, messages.values, strict=True)]
-        self._sizes.extend(sizes)
-        self.bytes += sum(sizes)
+        if len(messages):
+            self._queue.append(messages)
+            self._queued += len(messages)
+            self.bytes += messages.nbytes
         if self.bound is not None and seen > self.bound:
             self.end = seen
         elif self.end is not None and seen > self.end:
@@ -87,7 +85,7 @@ class Cutter:
     @property
     def done(self) -> bool:
         """Whether everything before the bound was cut."""
-        if self.bound is None or self._queue.offsets:
+        if self.bound is None or self._queued:
             return False
         return self.next >= self.bound or (self.end is not None and self.end >= self.bound)
 
@@ -98,86 +96,108 @@ class Cutter:
             return False
         return self.expected >= self.bound or (self.end is not None and self.end >= self.bound)
 
-    def cut(self, *, flush: bool) -> Cut | None:
-        """The next span, decoded, or None if more messages could still belong to it and `flush` is False."""
-        count, complete = self._extent()
-        if not count or not (complete or flush):
+    def cut(self, rows: RowArrays, *, flush: bool) -> Cut | None:
+        """The next span, decoded into `rows`, or None if more messages could belong to it and `flush` is False."""
+        messages, complete = self._extent()
+        if not len(messages) or not (complete or flush):
             return None
-        messages = self._queue.part(0, count)
-        decoded = self._codec.decode(messages)
+        decoded = self._codec.decode(messages, rows)
         fitting = _fitting(messages, decoded.rejects)
-        if fitting < count:
-            count, decoded = fitting, self._codec.decode(messages.part(0, fitting))
-        return self._take(count, decoded)
+        if fitting < len(messages):
+            messages = messages.part(0, fitting)
+            decoded = self._codec.decode(messages, rows)
+        return self._take(messages, decoded)
 
     def skip_to(self, stop: int) -> None:
         """Leaves out every offset before `stop`."""
-        self._drop(bisect_left(self._queue.offsets, stop))
+        while self._queue and self._queue[0].offset_N[0] < stop:
+            self._drop(bisect_left(self._queue[0].offset_N, stop))
         self.next = stop
 
     def cut_to(self, stop: int) -> Cut:
         """The span that ended at `stop` when it was first cut. Raises StreamError if its last record is gone."""
-        count = bisect_left(self._queue.offsets, stop)
-        if not count or self._queue.offsets[count - 1] != stop - 1:
+        messages = self._head(stop - self.next)
+        messages = messages.part(0, bisect_left(messages.offset_N, stop))
+        if not len(messages) or messages.offset_N[-1] != stop - 1:
             raise StreamError(
                 f"{self.partition}@{stop - 1}: this record was learned once, and Kafka has it no more (retention or "
                 "compaction removed it)"
             )
-        return self._take(count, self._codec.decode(self._queue.part(0, count)))
+        rows = allocate(int(self._codec.rows_N(messages).sum()), self._codec.columns)
+        return self._take(messages, self._codec.decode(messages, rows))
 
-    def _extent(self) -> tuple[int, bool]:
-        """How many queued messages the next span holds so far, and whether it can hold no more."""
-        offsets = self._queue.offsets
-        if not offsets:
-            return 0, False
-        boundary = (offsets[0] // self._span + 1) * self._span
-        count = bisect_left(offsets, boundary, 0, min(len(offsets), self._span))
-        if self.bytes > SPAN_RAW_BYTES_MAX:
-            sums = list(accumulate(self._sizes[:count]))
-            within = max(1, bisect_left(sums, SPAN_RAW_BYTES_MAX + 1))
-            if within < count:
-                return within, True
-        complete = count < len(offsets) or offsets[count - 1] == boundary - 1
-        return count, complete
+    def _extent(self) -> tuple[Messages, bool]:
+        """The messages that the next span holds so far, and whether it can hold no more."""
+        head = self._head(self._span)
+        if not len(head):
+            return head, False
+        offset_N = head.offset_N
+        boundary = (int(offset_N[0]) // self._span + 1) * self._span
+        count = bisect_left(offset_N, boundary, 0, min(len(head), self._span))
+        complete = count < self._queued or offset_N[count - 1] == boundary - 1
+        messages = head.part(0, count)
+        within = min(
+            _within(self._codec.rows_N(messages), self._span), _within(messages.sizes_N(), SPAN_RAW_BYTES_MAX)
+        )
+        return (messages.part(0, within), True) if within < count else (messages, complete)
 
-    def _take(self, count: int, decoded: Decoded) -> Cut:
-        start, stop = self.next, self._queue.offsets[count - 1] + 1
-        at = place(self._queue.timestamps[:count])
-        self._drop(count)
+    def _head(self, count: int) -> Messages:
+        """The first messages of the queue: `count` of them and maybe more, or all that there are."""
+        parts: list[Messages] = []
+        found = 0
+        while self._queue and found < count:
+            parts.append(self._queue.popleft())
+            found += len(parts[-1])
+        if not parts:
+            return Messages.of([], [], [], [])
+        self._queue.appendleft(parts[0] if len(parts) == 1 else Messages.joined(parts))
+        return self._queue[0]
+
+    def _take(self, messages: Messages, decoded: Decoded) -> Cut:
+        start, stop = self.next, int(messages.offset_N[-1]) + 1
+        self._drop(len(messages))
         self.next = stop
-        return Cut(start, stop, at, count, decoded.events, decoded.rejects)
+        return Cut(start, stop, place(messages.timestamp_N), len(messages), decoded.events, decoded.rejects)
 
     def _drop(self, count: int) -> None:
-        queue = self._queue
-        self.bytes -= sum(self._sizes[:count])
-        for column in (queue.offsets, queue.timestamps, queue.keys, queue.values, self._sizes):
-            del column[:count]
+        """Drops messages of the queue's first part."""
+        head = self._queue.popleft()
+        self.bytes -= head.part(0, count).nbytes
+        self._queued -= count
+        if count < len(head):
+            self._queue.appendleft(head.part(count, len(head)))
+
+
+def _within(size_N: Int64s, limit: int) -> int:
+    """How many messages, from the first on, do not bring the sum over the limit; at least one."""
+    return max(1, int(np.searchsorted(np.cumsum(size_N), limit, side="right")))
 
 
 def span_of(partition: Partition, cut: Cut) -> Span:
-    """The span that a cut is, with its events as views."""
+    """The span that a cut is."""
     return Span(
         partition,
         cut.start,
         cut.stop,
         cut.place,
         cut.messages,
-        Events.from_arrow(cut.events),
+        cut.events,
         cut.rejects,
         skipped=cut.stop - cut.start - cut.messages,
     )
 
 
-def place(timestamps: list[int]) -> int:
+def place(timestamp_N: Int64s) -> int:
     """Where a span stands in the order: the median of its first records, so that one wild stamp moves nothing."""
-    return median_low(timestamps[:PLACE_RECORDS])
+    return median_low(timestamp_N[:PLACE_RECORDS].tolist())
 
 
-def slot_bytes(span: int, columns: int) -> int:
-    """A slot that holds any span: its rows, its rejects, and Arrow's headers."""
-    row_bytes = 16 + 8 + 8 + 4 + 1 + 4 + 4 + 4 * columns
-    reject_bytes = 8 + 4 + 8 + 8 + 3 * 8
-    return span * (row_bytes + reject_bytes) + REJECT_BYTES_MAX + 2 * REJECT_RAW_BYTES_MAX + 2**16
+REJECT_ROW_BYTES = 8 + 4 + 8 + 8 + 3 * 8
+
+
+def reject_bytes(rows: int) -> int:
+    """Room for the rejects of a span of so many rows, Arrow's headers included."""
+    return rows * REJECT_ROW_BYTES + REJECT_BYTES_MAX + 2 * REJECT_RAW_BYTES_MAX + 2**16
 
 
 def _fitting(messages: Messages, rejects: pa.RecordBatch) -> int:
@@ -189,4 +209,4 @@ def _fitting(messages: Messages, rejects: pa.RecordBatch) -> int:
     first_over = bisect_left(sums, REJECT_BYTES_MAX + 1)
     if first_over >= len(sums):
         return len(messages)
-    return max(1, bisect_left(messages.offsets, rejects.column("offset")[first_over].as_py()))
+    return max(1, bisect_left(messages.offset_N, rejects.column("offset")[first_over].as_py()))

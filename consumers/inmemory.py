@@ -55,8 +55,8 @@ class InMemorySource:
     def _cutter(self, partition: Partition, start: int) -> Cutter:
         messages = self._topics[partition]
         cutter = Cutter(partition, self._codecs[partition.topic], start, self._stream.span)
-        cutter.bound = messages.offsets[-1] + 1 if messages.offsets else start
-        if messages.offsets:
+        cutter.bound = int(messages.offset_N[-1]) + 1 if len(messages) else start
+        if len(messages):
             cutter.extend(messages)
         return cutter
 

@@ -108,8 +108,8 @@ class Search:
             while time.monotonic() < deadline:
                 for kind, *rest in process.messages(0.05):
                     if kind == "span":
-                        reached = rest[4]
-                        process.tell(("free", 0, rest[1]))
+                        reached = rest[0].stop
+                        process.tell(("free", 0, rest[0].slot))
                     elif kind == "unreadable":
                         reason = rest[1]
                     elif kind == "failed":

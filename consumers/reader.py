@@ -23,24 +23,22 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
-from consumers.arena import Arena
-from consumers.codecs import build_codec
+from consumers.arena import Arena, Published, Shape
+from consumers.codecs import Codec, build_codec
 from consumers.config import FeaturesConfig, LabelRule, LabelsConfig, StreamConfig
-from consumers.cutter import SPAN_RAW_BYTES_MAX, Cut, Cutter
+from consumers.cutter import SPAN_RAW_BYTES_MAX, Cut, Cutter, reject_bytes
 from consumers.errors import DependencyError, EvertrainError, StreamError
 from consumers.kafka import CONSUMER_SETTINGS, Cluster, Fetcher, OffsetGoneError, UnreadableBatchError
-from consumers.record import Messages, Partition, Side
+from consumers.record import MESSAGE_ROWS_MAX, Int64s, Messages, Partition, Side
 from consumers.watch import TopicWatch
 
-FETCH_MESSAGES = 1000
 QUEUE_BYTES_MAX = 2 * SPAN_RAW_BYTES_MAX
 QUEUE_SPANS_MAX = 8
 END_PROOF_EVERY_S = 1.0
-RECORD_BYTES = 256  # what a record costs in Python beside its value
+RECORD_BYTES = 48  # what a record takes beside its key and value
 PAUSE_MS = 100
 PASSING, DIED = 0, 1
 """Exit codes: the reader is to be started again at once, or something may be wrong with what it read."""
-GC_THRESHOLD = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +55,29 @@ class ReaderJob:
     labels: LabelsConfig | None
     label: LabelRule
     stream: StreamConfig
-    slot_bytes: int
     gaps_allowed: bool
     pause_ms: int = 0  # 0, or how long to wait after each batch: see `careful`
 
-    def cutters(self) -> list[Cutter]:
-        """One per partition, in order of index."""
+    @property
+    def shape(self) -> Shape:
+        """Of an arena whose slots hold any span, `stream.slots` of them for each partition."""
+        many = any(config and config.format == "arrow" for config in (self.features, self.labels))
+        rows = max(self.stream.span, MESSAGE_ROWS_MAX if many else 1)
+        return Shape(self.stream.slots * len(self.starts), rows, self.features.columns, reject_bytes(rows))
+
+    def codecs(self) -> dict[str, Codec]:
+        """One per topic."""
         configs = {Side.FEATURES: self.features, Side.LABELS: self.labels}
         codecs = {}
         for topic, side in self.sides.items():
             config = configs[side]
             assert config is not None
             codecs[topic] = build_codec(config, self.label)
+        return codecs
+
+    def cutters(self) -> list[Cutter]:
+        """One per partition, in order of index."""
+        codecs = self.codecs()
         cutters = []
         for partition, start in self.starts.items():
             cutters.append(Cutter(partition, codecs[partition.topic], start, self.stream.span))
@@ -98,6 +107,7 @@ class Reader:
         self._index = {cutter.partition: index for index, cutter in enumerate(self._cutters)}
         slots = job.stream.slots
         self._free = [list(range(i * slots, (i + 1) * slots)) for i in range(len(self._cutters))]
+        self._columns = [job.features.columns * (job.sides[p.topic] is Side.FEATURES) for p in job.starts]
         self._paused: set[int] = set()
         self._done: set[int] = set()
         self._waiting_since: dict[int, float] = {}  # part-filled spans at their partition's end
@@ -158,7 +168,7 @@ class Reader:
             time.sleep(0.002)  # librdkafka's own queues are bounded, too
             return
         try:
-            fetched, ends = self._fetcher.fetch(1 if self._job.pause_ms else FETCH_MESSAGES, 0.01)
+            fetched, ends = self._fetcher.fetch(0.01)
         except OffsetGoneError as error:
             raise self._gone(self._cutters[self._index[error.partition]]) from None
         if fetched or ends:
@@ -173,7 +183,7 @@ class Reader:
             for partition, messages in fetched.items():
                 cutter = self._cutters[self._index[partition]]
                 if not self._job.gaps_allowed:
-                    _check_gap(cutter, messages.offsets)
+                    _check_gap(cutter, messages.offset_N)
                 cutter.extend(messages)
             for partition, offset in ends.items():
                 self._cutters[self._index[partition]].ended(offset)
@@ -183,7 +193,8 @@ class Reader:
         """Cuts and sends spans of one partition while it has free slots."""
         cutter = self._cutters[index]
         while self._free[index]:
-            cut = cutter.cut(flush=cutter.drained or self._lingered(index))
+            rows = self._arena.rows(self._free[index][-1], self._columns[index])
+            cut = cutter.cut(rows, flush=cutter.drained or self._lingered(index))
             if cut is None:
                 break
             self._waiting_since.pop(index, None)
@@ -204,8 +215,9 @@ class Reader:
 
     def _send(self, index: int, cut: Cut) -> None:
         slot = self._free[index].pop()
-        lengths = self._arena.write(slot, [cut.events, cut.rejects])
-        self._pipe.send(("span", index, slot, lengths, cut.start, cut.stop, cut.place, cut.messages))
+        size = self._arena.write_rejects(slot, cut.rejects)
+        coordinates = cut.start, cut.stop, cut.place, cut.messages
+        self._pipe.send(("span", Published(index, slot, len(cut.events), size, *coordinates)))
 
     def _report_end(self, index: int, proved_at: float) -> None:
         if not len(self._cutters[index]):
@@ -290,14 +302,14 @@ def _limit_memory(job: ReaderJob) -> None:
 
 
 def _bytes(fetched: Mapping[Partition, Messages]) -> int:
-    return sum(len(value or b"") + RECORD_BYTES for messages in fetched.values() for value in messages.values)
+    return sum(messages.nbytes + RECORD_BYTES * len(messages) for messages in fetched.values())
 
 
-def _check_gap(cutter: Cutter, offsets: list[int]) -> None:
+def _check_gap(cutter: Cutter, offset_N: Int64s) -> None:
     expected = cutter.expected
-    if offsets[0] > expected or offsets[-1] - offsets[0] >= len(offsets):
+    if offset_N[0] > expected or offset_N[-1] - offset_N[0] >= len(offset_N):
         raise StreamError(
-            f"{cutter.partition}@{expected}: the embedded broker dropped records before offset {offsets[-1]}; it keeps "
+            f"{cutter.partition}@{expected}: the embedded broker dropped records before offset {offset_N[-1]}; it keeps "
             "about 5 MB a partition. Produce more slowly, or use Apache Kafka"
         )
 
@@ -319,10 +331,8 @@ def main() -> None:
 def _serve(pipe: Connection, memory: int) -> int:
     """Runs the job that comes through the pipe; returns the exit code."""
     job: ReaderJob = pipe.recv()
-    slots = job.stream.slots * len(job.starts)
-    gc.freeze()  # what is here stays; what comes is documents, which hold no cycles
-    gc.set_threshold(GC_THRESHOLD)
-    arena = Arena(memory, slots, job.slot_bytes)
+    gc.freeze()  # what is here stays
+    arena = Arena(memory, job.shape)
     _limit_memory(job)
     try:
         Reader(pipe, arena, job).run()

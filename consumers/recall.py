@@ -12,7 +12,6 @@ from consumers.kafka import Fetcher, UnreadableBatchError
 from consumers.reader import ReaderJob
 from consumers.record import Partition, Span
 
-FETCH_MESSAGES = 1000
 PATIENCE_S = 60.0
 QUEUE_BYTES_MAX = 2 * SPAN_RAW_BYTES_MAX
 
@@ -64,7 +63,7 @@ class Recall:
 
     def _fetch(self) -> bool:
         try:
-            fetched, ends = self._fetcher.fetch(FETCH_MESSAGES, 0.2)
+            fetched, ends = self._fetcher.fetch(0.2)
         except UnreadableBatchError as error:  # the ledger may know, and skip it
             self._unreadable[error.partition] = str(error)
             self._fetcher.close()

@@ -57,11 +57,6 @@ class Blobs(NamedTuple):
         start, length = int(self.start_N[index]), int(self.length_N[index])
         return None if length == NULL_LENGTH else self.data[start : start + length].tobytes()
 
-    @property
-    def nbytes(self) -> int:
-        """Of all of them, without what else is in the buffer."""
-        return int(np.maximum(self.length_N, 0).sum())
-
     def part(self, start: int, stop: int) -> Blobs:
         """Those in `[start, stop)`, in the same buffer."""
         return Blobs(self.data, self.start_N[start:stop], self.length_N[start:stop])
@@ -145,11 +140,18 @@ class Messages:
         ends = [(blobs.start_N + np.maximum(blobs.length_N, 0)).max(initial=0) for blobs in (self.keys, self.values)]
         return min(int(first), max(ends)), int(max(ends))
 
+    def sizes_N(self) -> Int64s:
+        """Bytes of each, key and value."""
+        return np.maximum(self.keys.length_N, 0) + np.maximum(self.values.length_N, 0)
+
     @property
     def nbytes(self) -> int:
-        """Of keys and values."""
-        return self.keys.nbytes + self.values.nbytes
+        """Bytes of all of them."""
+        return int(self.sizes_N().sum())
 
+
+MESSAGE_ROWS_MAX = 65_536
+"""Rows that one message may hold; with more it is rejected."""
 
 REJECT_RAW_BYTES_MAX = 64 * 1024
 """A dead letter carries at most this much of the original value, and of the key."""

@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from consumers.cutter import slot_bytes
 from consumers.errors import DependencyError, StreamError
 from consumers.planner import Planner
 from consumers.poison import Search, UndecidedError

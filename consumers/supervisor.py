@@ -12,11 +12,11 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
-from consumers.arena import Arena
+from consumers.arena import Arena, Published
 from consumers.cutter import Cut, span_of
 from consumers.planner import Planner
 from consumers.reader import PASSING, ReaderJob
-from consumers.record import REJECTS, Added, Lost, Partition, Side, Span, event_schema
+from consumers.record import Added, Lost, Partition, Side, Span
 
 END_BELIEVED_S = 3.0
 
@@ -25,7 +25,7 @@ class ReaderProcess:
     """One reader, its pipe and its arena. Ends with `close` or with this process."""
 
     def __init__(self, job: ReaderJob) -> None:
-        self.arena = Arena.create(job.stream.slots * len(job.starts), job.slot_bytes)
+        self.arena = Arena.create(job.shape)
         ours, theirs = socket.socketpair()
         self._pipe = Connection(ours.detach())
         self._process = subprocess.Popen(
@@ -91,13 +91,6 @@ class Feed:
         self._partitions = list(job.starts)
         self._index = {partition: index for index, partition in enumerate(self._partitions)}
         self._slots: dict[Partition, deque[tuple[int, int]]] = {p: deque() for p in self._partitions}
-        self._schemas = {
-            Side.FEATURES: [
-                event_schema(job.features.columns, labelled=job.features.label is not None),
-                REJECTS,
-            ],
-            Side.LABELS: [event_schema(0, labelled=True), REJECTS],
-        }
 
     def receive(self, timeout_s: float) -> bool:
         """Takes all that is there, waiting for the first message. False if the reader is gone."""
@@ -116,7 +109,7 @@ class Feed:
 
     def _take(self, kind: str, *rest: Any) -> None:
         if kind == "span":
-            self._offer(*rest)
+            self._offer(rest[0])
         elif kind == "end":
             if not self._partial:
                 self._planner.ended(self._partitions[rest[0]], rest[1] + END_BELIEVED_S)
@@ -134,12 +127,15 @@ class Feed:
         else:
             raise rest[0]
 
-    def _offer(
-        self, index: int, slot: int, lengths: list[int], start: int, stop: int, place: int, messages: int
-    ) -> None:
-        partition = self._partitions[index]
-        schemas = self._schemas[self.job.sides[partition.topic]]
-        events, rejects = self.process.arena.read(slot, lengths, schemas)
-        self._slots[partition].append((start, slot))
-        self.reached[partition] = stop
-        self._planner.offer(span_of(partition, Cut(start, stop, place, messages, events, rejects)))
+    def _offer(self, published: Published) -> None:
+        _, slot, rows, reject_bytes, *coordinates = published
+        partition, arena = self._partitions[published.index], self.process.arena
+        side = self.job.sides[partition.topic]
+        columns, labelled = (0, True)
+        if side is Side.FEATURES:
+            columns, labelled = self.job.features.columns, self.job.features.label is not None
+        events = arena.rows(slot, columns).events(rows, labelled=labelled)
+        self._slots[partition].append((published.start, slot))
+        self.reached[partition] = published.stop
+        cut = Cut(*coordinates, events, arena.read_rejects(slot, reject_bytes))
+        self._planner.offer(span_of(partition, cut))
