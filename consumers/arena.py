@@ -39,7 +39,7 @@ class Shape(NamedTuple):
 class Published(NamedTuple):
     """A span in a slot, as its reader tells the learner."""
 
-    index: int  # of the partition
+    lane: int  # the index of the partition
     slot: int
     rows: int
     reject_bytes: int

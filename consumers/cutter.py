@@ -96,16 +96,19 @@ class Cutter:
             return False
         return self.expected >= self.bound or (self.end is not None and self.end >= self.bound)
 
-    def cut(self, rows: RowArrays, *, flush: bool) -> Cut | None:
-        """The next span, decoded into `rows`, or None if more messages could belong to it and `flush` is False."""
+    def cut(self, rows: RowArrays | None = None, *, flush: bool) -> Cut | None:
+        """The next span, or None if more messages could belong to it and `flush` is False.
+
+        It is decoded into `rows`, which have room for any span, or into memory of its own.
+        """
         messages, complete = self._extent()
         if not len(messages) or not (complete or flush):
             return None
-        decoded = self._codec.decode(messages, rows)
+        decoded = self._decode(messages, rows)
         fitting = _fitting(messages, decoded.rejects)
         if fitting < len(messages):
             messages = messages.part(0, fitting)
-            decoded = self._codec.decode(messages, rows)
+            decoded = self._decode(messages, rows)
         return self._take(messages, decoded)
 
     def skip_to(self, stop: int) -> None:
@@ -123,8 +126,12 @@ class Cutter:
                 f"{self.partition}@{stop - 1}: this record was learned once, and Kafka has it no more (retention or "
                 "compaction removed it)"
             )
-        rows = allocate(int(self._codec.rows_N(messages).sum()), self._codec.columns)
-        return self._take(messages, self._codec.decode(messages, rows))
+        return self._take(messages, self._decode(messages, None))
+
+    def _decode(self, messages: Messages, rows: RowArrays | None) -> Decoded:
+        if rows is None:
+            rows = allocate(int(self._codec.rows_N(messages).sum()), self._codec.columns)
+        return self._codec.decode(messages, rows)
 
     def _extent(self) -> tuple[Messages, bool]:
         """The messages that the next span holds so far, and whether it can hold no more."""
@@ -136,9 +143,7 @@ class Cutter:
         count = bisect_left(offset_N, boundary, 0, min(len(head), self._span))
         complete = count < self._queued or offset_N[count - 1] == boundary - 1
         messages = head.part(0, count)
-        within = min(
-            _within(self._codec.rows_N(messages), self._span), _within(messages.sizes_N(), SPAN_RAW_BYTES_MAX)
-        )
+        within = min(_within(self._codec.rows_N(messages), self._span), _within(messages.sizes_N(), SPAN_RAW_BYTES_MAX))
         return (messages.part(0, within), True) if within < count else (messages, complete)
 
     def _head(self, count: int) -> Messages:
@@ -209,4 +214,4 @@ def _fitting(messages: Messages, rejects: pa.RecordBatch) -> int:
     first_over = bisect_left(sums, REJECT_BYTES_MAX + 1)
     if first_over >= len(sums):
         return len(messages)
-    return max(1, bisect_left(messages.offset_N, rejects.column("offset")[first_over].as_py()))
+    return max(1, bisect_left(messages.offset_N.tolist(), rejects.column("offset")[first_over].as_py()))

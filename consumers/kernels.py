@@ -1,35 +1,19 @@
 """The join's compiled loops: every rule about one event, row by row.
 
-All of them live in this one file because numba's on-disk cache only notices changes in a function's own file.
 Comparisons are written so that no event time can overflow: `t + W < watermark` is `t < horizon`, where
 `horizon = watermark - W`, and `u <= t + W` is `u - t <= W` (event times are never negative).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import IntEnum
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from consumers.compiled import njit_cached, njit_inlined
 from consumers.record import Bytes1, Float32s, Int64s, Kind
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def njit_cached(function: F) -> F:
-    """`numba.njit` with the on-disk cache, keeping the function's type."""
-    compiled: F = numba.njit(cache=True, nogil=False)(function)
-    return compiled
-
-
-def njit_inlined(function: F) -> F:
-    """For what runs once an event: as a call it would count references to every array of its arguments."""
-    compiled: F = numba.njit(inline="always")(function)
-    return compiled
 
 
 class Outcome(IntEnum):

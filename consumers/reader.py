@@ -309,8 +309,8 @@ def _check_gap(cutter: Cutter, offset_N: Int64s) -> None:
     expected = cutter.expected
     if offset_N[0] > expected or offset_N[-1] - offset_N[0] >= len(offset_N):
         raise StreamError(
-            f"{cutter.partition}@{expected}: the embedded broker dropped records before offset {offset_N[-1]}; it keeps "
-            "about 5 MB a partition. Produce more slowly, or use Apache Kafka"
+            f"{cutter.partition}@{expected}: the embedded broker dropped records before offset {offset_N[-1]}; it "
+            "keeps about 5 MB a partition. Produce more slowly, or use Apache Kafka"
         )
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from consumers.errors import DependencyError, StreamError
 from consumers.planner import Planner
@@ -204,9 +204,3 @@ class KafkaSource:
 def _bury(feed: Feed, started_at: float) -> _Death:
     cause = "" if feed.unreadable else feed.process.death()
     return _Death(cause, time.monotonic() - started_at, feed.unreadable)
-
-
-def make_reader_job(starts: dict[Partition, int], bounds: dict[Partition, int], **settings: Any) -> ReaderJob:
-    """A `ReaderJob` with slots large enough for any span of its topics."""
-    features, stream = settings["features"], settings["stream"]
-    return ReaderJob(starts=starts, bounds=bounds, slot_bytes=slot_bytes(stream.span, features.columns), **settings)

@@ -128,14 +128,14 @@ class Feed:
             raise rest[0]
 
     def _offer(self, published: Published) -> None:
-        _, slot, rows, reject_bytes, *coordinates = published
-        partition, arena = self._partitions[published.index], self.process.arena
+        partition, arena = self._partitions[published.lane], self.process.arena
         side = self.job.sides[partition.topic]
         columns, labelled = (0, True)
         if side is Side.FEATURES:
             columns, labelled = self.job.features.columns, self.job.features.label is not None
-        events = arena.rows(slot, columns).events(rows, labelled=labelled)
-        self._slots[partition].append((published.start, slot))
+        events = arena.rows(published.slot, columns).events(published.rows, labelled=labelled)
+        rejects = arena.read_rejects(published.slot, published.reject_bytes)
+        self._slots[partition].append((published.start, published.slot))
         self.reached[partition] = published.stop
-        cut = Cut(*coordinates, events, arena.read_rejects(slot, reject_bytes))
+        cut = Cut(published.start, published.stop, published.place, published.messages, events, rejects)
         self._planner.offer(span_of(partition, cut))

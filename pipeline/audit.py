@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 
 from consumers.errors import ConfigError, DependencyError, EvertrainError
 from consumers.kafka import Cluster, Topic
-from consumers.reader import careful
+from consumers.reader import ReaderJob, careful
 from consumers.recall import Recall
 from consumers.record import Partition
-from consumers.source import make_reader_job
 from pipeline.config import JobConfig
 from pipeline.run import reader_settings
 from pipeline.store import LocalStore, Manifest
@@ -92,7 +91,9 @@ def verify(job: JobConfig, target: Target, tell: Callable[[str], None]) -> Verdi
         f"({segment.anchor['rows_trained']:,} rows), through {len(segment.lines):,} lines of the ledger"
     )
     starts, topics = _check_input(job, segment)
-    reader_job = make_reader_job(starts, {}, **reader_settings(then, topics, f"evertrain-verify-{job.job.name}"))
+    reader_job = ReaderJob(
+        starts=starts, bounds={}, **reader_settings(then, topics, f"evertrain-verify-{job.job.name}")
+    )
     if any(line[0] == "lost" for line in segment.lines):
         reader_job = careful(reader_job)  # else what comes before a lost batch may be lost with it
     with Recall(reader_job) as spans:

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from consumers.batch import Batch
+from consumers.compiled import njit_cached
 from consumers.config import FeaturesConfig
-from consumers.kernels import njit_cached
 from consumers.record import Bytes1, Float32s, Int64s
 from pipeline.config import MonitorConfig
 from pipeline.drift import Alarm, Shift

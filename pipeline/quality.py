@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from consumers.compiled import njit_cached
 from consumers.errors import ConfigError, SnapshotError
-from consumers.kernels import njit_cached
 from consumers.record import Float32s, Int64s
 
 Float64s: TypeAlias = npt.NDArray[np.float64]

@@ -14,8 +14,9 @@ from typing import Any
 from consumers.config import TopicConfig
 from consumers.errors import ConfigError, SnapshotError, StreamError
 from consumers.kafka import Cluster, Topic, group_id
+from consumers.reader import ReaderJob
 from consumers.record import Added, Command, Entry, Partition, Side, Wait
-from consumers.source import KafkaSource, make_reader_job
+from consumers.source import KafkaSource
 from consumers.watch import recreated
 from pipeline.cadence import Commands, SnapshotCadence
 from pipeline.config import JobConfig, label_rule
@@ -203,7 +204,7 @@ def _source(
     stops = bounds.stops or (cluster.ends(list(state.positions)) if start.until_caught_up else {})
     first = [Command("accept_bad", start.accept_bad)] if start.accept_bad else []
     return KafkaSource(
-        lambda starts, bounds: make_reader_job(starts, bounds, **settings),
+        lambda starts, bounds: ReaderJob(starts=starts, bounds=bounds, **settings),
         lambda partitions: cluster.ends(list(partitions)),
         batch_wait_ms=job.learner.batch_wait,
         bounds=stops,
@@ -213,7 +214,7 @@ def _source(
 
 
 def reader_settings(job: JobConfig, topics: list[Topic], group: str, *, gaps_allowed: bool = True) -> dict[str, Any]:
-    """What `make_reader_job` needs beside offsets."""
+    """What a `ReaderJob` needs beside offsets."""
     return {
         "settings": job.kafka,
         "topic_ids": {topic.name: topic.id for topic in topics},

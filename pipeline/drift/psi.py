@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from consumers.kernels import njit_cached
+from consumers.compiled import njit_cached
 from consumers.record import Float32s, Int64s
 from pipeline.drift import Shift
 from pipeline.quality import Arrays, Float64s, fill
