@@ -194,7 +194,7 @@ def span_of(partition: Partition, cut: Cut) -> Span:
 
 def place(timestamp_N: Int64s) -> int:
     """Where a span stands in the order: the median of its first records, so that one wild stamp moves nothing."""
-    return median_low(timestamp_N[:PLACE_RECORDS].tolist())
+    return int(median_low(timestamp_N[:PLACE_RECORDS].tolist()))
 
 
 REJECT_ROW_BYTES = 8 + 4 + 8 + 8 + 3 * 8

@@ -183,8 +183,8 @@ class Raw(NamedTuple):
     @classmethod
     def room(cls, messages: int, size: int) -> Raw:
         """For so many messages, with so many bytes of keys and values."""
-        offset_N, timestamp_N, *bounds = np.empty((6, messages), np.int64)
-        return cls(offset_N, timestamp_N, *bounds, np.empty(messages, np.int32), np.empty(size, np.uint8))
+        a, b, c, d, e, f = np.empty((6, messages), np.int64)
+        return cls(a, b, c, d, e, f, np.empty(messages, np.int32), np.empty(size, np.uint8))
 
 
 def _part(raw: Raw, start: int, stop: int) -> tuple[Messages, list[tuple[int, KafkaError]]]:
