@@ -167,7 +167,7 @@ def run_ours(job_file: Path, rows: int) -> dict[str, float]:
 
 
 def watch(job: subprocess.Popen[bytes], status_file: Path, limit_s: float) -> Iterator[tuple[int, float]]:
-    """Rows trained, and MiB resident in learner and reader together, until the reader ends.
+    """Rows trained, and MiB resident in learner and readers together, until the readers end.
 
     Raises TimeoutError after `limit_s`.
     """
@@ -177,10 +177,10 @@ def watch(job: subprocess.Popen[bytes], status_file: Path, limit_s: float) -> It
             raise TimeoutError(f"the job has not ended after {limit_s:.0f} s")
         time.sleep(SAMPLE_S)
         status = read_status(status_file)
-        reader, trained = status.get("reader_pid"), status.get("rows_trained")
-        if reader and trained:
+        readers, trained = status.get("reader_pids"), status.get("rows_trained")
+        if readers and trained:
             with suppress(psutil.NoSuchProcess):
-                rss = sum(psutil.Process(pid).memory_info().rss for pid in (job.pid, reader))
+                rss = sum(psutil.Process(pid).memory_info().rss for pid in (job.pid, *readers))
                 yield trained, rss / MIB
 
 
