@@ -15,7 +15,7 @@ from consumers import supervisor
 from consumers.errors import DependencyError
 from consumers.reader import ReaderJob
 from consumers.record import Added, Entry, Lost, Partition, Position, Side, Wait
-from consumers.source import KafkaSource, deal, make_reader_job
+from consumers.source import KafkaSource, deal
 from pipeline.config import label_rule
 from pipeline.state import fresh_positions
 from tests.stream import job
@@ -67,9 +67,9 @@ class Readers:
         self._entries = self.source.entries(self.positions)
 
     def job(self, starts: dict[Partition, int], bounds: dict[Partition, int]) -> ReaderJob:
-        return make_reader_job(
-            starts,
-            bounds,
+        return ReaderJob(
+            starts=starts,
+            bounds=bounds,
             settings={},
             topic_ids={},
             group="g",
