@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from consumers.record import REJECTS, Events, Kind, Partition, Position, Side, Span
+from consumers.arena import NO_REJECTS
+from consumers.record import Events, Kind, Partition, Position, Side, Span
 from pipeline.config import JobConfig
 
 SPAN_ROWS = 2048
 COLUMNS = 32
 FEATURES, LABELS = Partition("f", 0), Partition("l", 0)
-NO_REJECTS = pa.RecordBatch.from_pylist([], schema=REJECTS)
 
 
 def job(state_dir: Path, *, embedding_rows: int, **tables: Any) -> JobConfig:

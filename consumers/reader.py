@@ -274,9 +274,8 @@ class Reader:
 
     def _balance(self) -> None:
         """Pauses partitions whose queue is full and resumes them at half."""
-        rows_max = QUEUE_SPANS_MAX * self._job.stream.span
         for index, cutter in enumerate(self._cutters):
-            fill = max(len(cutter) / rows_max, cutter.bytes / QUEUE_BYTES_MAX)
+            fill = max(len(cutter) / (QUEUE_SPANS_MAX * self._job.stream.span), cutter.bytes / QUEUE_BYTES_MAX)
             if index in self._paused and fill <= 0.5:
                 self._paused.discard(index)
                 self._fetcher.resume([cutter.partition])

@@ -19,6 +19,7 @@ from pipeline.run import Bounds, Run, Start, open_run
 from pipeline.state import State
 from pipeline.store import LocalStore, Manifest
 from pipeline.train import train
+from tests.records import Log, messages_of
 from tests.stream import events, job
 from tests.tiny import TinyLearner
 
@@ -185,12 +186,8 @@ def _topics(config: JobConfig) -> dict[Partition, Messages]:
     """Both topics with two partitions each, keys spread by row."""
     assert config.labels is not None
     names = config.features.topic, config.labels.topic
-    found = {Partition(name, number): Messages([], [], [], []) for name in names for number in (0, 1)}
+    found = {Partition(name, number): Log() for name in names for number in (0, 1)}
     for name, records in zip(names, events(ROWS), strict=True):
         for record in records:
-            messages = found[Partition(name, int((record.key or b"")[1:]) % 2)]
-            messages.offsets.append(len(messages))
-            messages.timestamps.append(record.timestamp)
-            messages.keys.append(record.key)
-            messages.values.append(record.value)
-    return found
+            found[Partition(name, int((record.key or b"")[1:]) % 2)].append(record)
+    return messages_of(found)

@@ -54,7 +54,7 @@ class Cycle:
         for topic, records in (("t.features", features), ("t.labels", labels)):
             values = [b"garbage" if n % (self.rows // 6) == 7 else record.value for n, record in enumerate(records)]
             stamps, keys = [record.timestamp for record in records], [record.key for record in records]
-            self.topics[Partition(topic, 0)] = Messages(list(range(len(records))), stamps, keys, values)
+            self.topics[Partition(topic, 0)] = Messages.of(range(len(records)), stamps, keys, values)
         config = self.job(Path("unused"))
         sides = {"t.features": Side.FEATURES, "t.labels": Side.LABELS}
         assert config.labels is not None

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
+from consumers.arena import NO_REJECTS
 from consumers.config import parse_size
-from consumers.record import REJECTS, Events, Kind, Partition, Span
+from consumers.record import Events, Kind, Partition, Span
 from pipeline.cadence import SnapshotCadence
 from pipeline.config import JobConfig
 from pipeline.snapshot import Lineage, Snapshots
@@ -48,7 +48,6 @@ def spans(count: int) -> Iterator[tuple[Partition, Span]]:
     """Keys never come twice, and no label's key is a feature's."""
     random = np.random.default_rng(0)
     features_NC = random.standard_normal((SPAN, COLUMNS), np.float32)
-    no_rejects = pa.RecordBatch.from_pylist([], schema=REJECTS)
     for number in range(count):
         for name in ("features", "labels") if number % LABEL_EVERY == 0 else ("features",):
             is_features = name == "features"
@@ -65,7 +64,7 @@ def spans(count: int) -> Iterator[tuple[Partition, Span]]:
                 label_N=None if is_features else np.ones(SPAN, np.float32),
             )
             partition = Partition(f"t.{name}", 0)
-            yield Span(partition, start, start + SPAN, place, SPAN, events, no_rejects, skipped=0)
+            yield Span(partition, start, start + SPAN, place, SPAN, events, NO_REJECTS, skipped=0)
 
 
 def resident() -> int:

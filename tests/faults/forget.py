@@ -25,7 +25,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from consumers.errors import EvertrainError, TooMuchBadInput
-from consumers.record import Command, Entry, Messages
+from consumers.record import Command, Entry
 from pipeline.config import JobConfig
 from pipeline.image import weights_sha256
 from pipeline.learner import Learner
@@ -36,6 +36,7 @@ from pipeline.train import learn
 from tests.faults.life import Backlog
 from tests.faults.outcome import MANIFEST, differences
 from tests.faults.scenario import Scenario
+from tests.records import messages_of
 
 SEEN = set(MANIFEST) - {"state_sha256", "cursor"}
 WHERE = {"topic", "topic_id", "partition"}  # a cursor's line has these, and the fields of a position
@@ -120,7 +121,7 @@ class Story:
 
     def _entries(self, state: State, until: int) -> Iterator[Entry]:
         source = Backlog(self.scenario, self.job, lambda: None)
-        source.topics = {p: m.part(0, bisect_left(m.timestamps, until)) for p, m in self.scenario.topics.items()}
+        source.topics = {p: m.part(0, bisect_left(m.timestamp_N, until)) for p, m in self.scenario.topics.items()}
         return source.entries(state.positions)
 
     def _snapshots(self, store: MemoryStore) -> Snapshots:
@@ -209,7 +210,7 @@ def stories() -> Iterator[Story]:
     """Each with something that the others lack."""
     for seed in (0, 5, 2, 3, 9, 13, 17, 1):
         scenario = Scenario(seed)
-        entries = sum(len(m) for m in scenario.topics.values()) // scenario.tables["stream"]["span"]
+        entries = sum(map(len, scenario.topics.values())) // scenario.tables["stream"]["span"]
         for share in (0.5, 0.8):
             yield Story(f"{scenario.task}, seed {seed}, {share:.0%}", scenario, int(share * entries))
     scenario = _silent_partition()
@@ -226,11 +227,12 @@ def _silent_partition() -> Scenario:
     scenario = Scenario(4)
     scenario.tables["stream"] |= {"idle_after": "100ms", "labels_may_idle": True}
     scenario.tables["join"]["window"] = "120ms"
-    messages, (silent, loud) = next(iter(scenario.topics.values())), scenario.silence
-    first = bisect_left(messages.timestamps, loud)
+    log, (silent, loud) = next(iter(scenario.logs.values())), scenario.silence
+    first = bisect_left(log.timestamps, loud)
     for index in range(first, first + 10):
         old = b'"ts":%d' % (silent + 20)
-        messages.values[index] = re.sub(rb'"ts":\d+', old, messages.values[index] or b"")
+        log.values[index] = re.sub(rb'"ts":\d+', old, log.values[index] or b"")
+    scenario.topics = messages_of(scenario.logs)
     return scenario
 
 
@@ -238,8 +240,9 @@ def _broken_producer() -> Scenario:
     scenario = Scenario(4)
     scenario.tables["stream"]["span"] = 16
     scenario.tables["dead_letters"] |= {"hold_window": 150, "hold_share": 0.2}
-    messages: Messages = next(iter(scenario.topics.values()))
-    messages.values[40:] = [b"garbage"] * len(messages.values[40:])
+    log = next(iter(scenario.logs.values()))
+    log.values[40:] = [b"garbage"] * len(log.values[40:])
+    scenario.topics = messages_of(scenario.logs)
     return scenario
 
 

@@ -218,7 +218,7 @@ class Kept:
     def wrong_counts(self) -> list[str]:
         """Offsets, by the ledger, and ids, by the counter inside the model, that were learned twice or never."""
         manifest = self.store.manifest(self.store.sequences()[-1])
-        wrong = uncovered(self.ledger(), [m.offsets[-1] + 1 for m in self.scenario.topics.values()])
+        wrong = uncovered(self.ledger(), [log.end for log in self.scenario.logs.values()])
         counts = arrays(self.store, manifest).get("learner.module.counts")
         if counts is None:
             return wrong

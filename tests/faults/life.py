@@ -33,6 +33,7 @@ from pipeline.ledger import Line
 from pipeline.run import Start
 from tests.faults import stages, world
 from tests.faults.scenario import Scenario
+from tests.records import decoded
 
 
 def live(scenario: Scenario, job: JobConfig, make_source: Callable[..., Any], log: Path) -> int:
@@ -116,7 +117,7 @@ class Head(Backlog):
         while True:
             now += 0.001
             for partition, cutter in cutters.items():
-                self._arrive(cutter, rest[partition])
+                rest[partition] = self._arrive(cutter, rest[partition])
                 self._cut(cutter, planner, now, last=not len(rest[partition]))
             if chance.random() < 0.02:
                 yield Command("register")
@@ -131,15 +132,15 @@ class Head(Backlog):
 
     def _from(self, partition: Partition, offset: int) -> Messages:
         messages = self.topics[partition]
-        first = bisect_left(messages.offsets, offset)
-        return messages.part(first, len(messages))
+        return messages.part(bisect_left(messages.offset_N, offset), len(messages))
 
-    def _arrive(self, cutter: Cutter, rest: Messages) -> None:
+    def _arrive(self, cutter: Cutter, rest: Messages) -> Messages:
+        """Takes some of the rest, or none; returns what is left of it."""
         count = min(self._chance.randrange(-20, 40), len(rest))
-        if count > 0 and len(cutter) < 2 * self.stream.span:
-            cutter.extend(rest.part(0, count))
-            for column in (rest.offsets, rest.timestamps, rest.keys, rest.values):
-                del column[:count]
+        if count <= 0 or len(cutter) >= 2 * self.stream.span:
+            return rest
+        cutter.extend(rest.part(0, count))
+        return rest.part(count, len(rest))
 
     def _cut(self, cutter: Cutter, planner: Planner, now: float, *, last: bool) -> None:
         if last:
@@ -235,8 +236,8 @@ class Ledger(Backlog):
 
     def _span(self, partition: Partition, start: int, stop: int) -> Span:
         messages = self.topics[partition]
-        first, last = (bisect_left(messages.offsets, offset) for offset in (start, stop))
+        first, last = (bisect_left(messages.offset_N, offset) for offset in (start, stop))
         part = messages.part(first, last)
-        decoded = self.codecs[partition.topic].decode(part)
-        cut = Cut(start, stop, place(part.timestamps), len(part), decoded.events, decoded.rejects)
+        rows = decoded(self.codecs[partition.topic], part)
+        cut = Cut(start, stop, place(part.timestamp_N), len(part), rows.events, rows.rejects)
         return span_of(partition, cut)

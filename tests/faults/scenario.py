@@ -11,7 +11,8 @@ import orjson
 
 from consumers.record import Messages, Partition, Side
 from pipeline.config import JobConfig
-from tests.stream import START_MS, job_document
+from tests.records import Log, messages_of
+from tests.stream import START_MS, Record, job_document
 
 TASKS = ("tests.tasks:NoisyTask", "binary", "regression", "multiclass")
 PARTITIONS = 2
@@ -27,7 +28,8 @@ class Scenario:
 
     seed: int
     calm: bool = False
-    topics: dict[Partition, Messages] = field(default_factory=dict, repr=False)
+    logs: dict[Partition, Log] = field(default_factory=dict, repr=False)
+    topics: dict[Partition, Messages] = field(default_factory=dict, repr=False)  # the logs as they are read
     tables: dict[str, Any] = field(default_factory=dict, repr=False)
     ids: set[int] = field(default_factory=set, repr=False)  # that a calm stream holds
     silence: tuple[int, int] = (0, 0)  # between these times partition 0 gets nothing but late labels
@@ -38,9 +40,10 @@ class Scenario:
         self.inside = not self.calm and rng.random() < 0.15  # the label is a column of the features: no join
         self.tables = self._tables(rng)
         sides = ("t.features",) if self.inside else ("t.features", "t.labels")
-        self.topics = {Partition(topic, n): Messages([], [], [], []) for topic in sides for n in range(PARTITIONS)}
+        self.logs = {Partition(topic, n): Log() for topic in sides for n in range(PARTITIONS)}
         for at, topic, key, value in sorted(self._records(rng), key=lambda record: record[0]):
             self._append(rng, at, topic, key, value)
+        self.topics = messages_of(self.logs)
 
     def job(self, state_dir: Path, outside: Path) -> JobConfig:
         """The job, its state in one place and its Kafka and MLflow in another."""
@@ -169,9 +172,6 @@ class Scenario:
 
     def _append(self, rng: random.Random, at: int, topic: str, key: bytes | None, value: bytes | None) -> None:
         number = int((key or b"k0").lstrip(b"nobodyk") or 0) % PARTITIONS
-        messages = self.topics[Partition(topic, number)]
-        gap = rng.random() < 0.1 or None  # an offset that holds no message, as a transaction's end
-        messages.offsets.append((messages.offsets[-1] + 1 if messages.offsets else 0) + (1 if gap else 0))
-        messages.timestamps.append(at)
-        messages.keys.append(key)
-        messages.values.append(value)
+        log = self.logs[Partition(topic, number)]
+        gap = rng.random() < 0.1  # an offset that holds no message, as a transaction's end
+        log.append(Record(at, key, value), log.end + gap)

@@ -25,9 +25,9 @@ def test_a_value_that_float32_cannot_square_is_a_reject_and_poisons_no_standardi
     config = job(tmp_path / "state")
     found = topics(config, 2000)
     for row in range(300, 310):
-        messages = found[Partition(config.features.topic, row % 2)]
-        event = orjson.loads(messages.values[row // 2] or b"")
-        messages.values[row // 2] = orjson.dumps({**event, "a": value})
+        log = found[Partition(config.features.topic, row % 2)]
+        event = orjson.loads(log.values[row // 2] or b"")
+        log.values[row // 2] = orjson.dumps({**event, "a": value})
     manifest = Trainer(config, MemoryStore(), found).run()
     assert manifest["counts"]["totals"]["rejected"] == 10
     assert manifest["counts"]["examples"]["trained"] == 1990
@@ -46,7 +46,7 @@ def test_ten_times_as_many_labels_as_there_are_features_are_orphans(tmp_path: Pa
     trainer = Trainer(config, MemoryStore(), found)
     totals = trainer.run()["counts"]["totals"]
     assert totals["orphan"] + totals["waiting"] + totals["evicted"] >= 9_000
-    assert totals["read"] == sum(len(messages) for messages in found.values())
+    assert totals["read"] == sum(map(len, found.values()))
     assert trainer.state.join.nbytes <= config.join.limit
 
 

@@ -264,8 +264,8 @@ def learned_without(outcome: Outcome) -> State:
     rule = label_rule(config.learner)
     codecs = {topic.topic: build_codec(topic, rule) for topic in (config.features, config.labels)}
     topics = {
-        partition: Messages(
-            list(range(len(records))),
+        partition: Messages.of(
+            range(len(records)),
             [record.at for record in records],
             [b"nobody" if record.bad else record.key for record in records],
             [None if record.bad else record.value for record in records],

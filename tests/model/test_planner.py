@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyarrow as pa
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
+from consumers.arena import NO_REJECTS
 from consumers.config import StreamConfig
 from consumers.planner import Planner
 from consumers.record import (
     NEVER,
-    REJECTS,
     CaughtUp,
     Events,
     Lost,
@@ -28,14 +27,12 @@ from consumers.record import (
     Span,
     Tick,
     Wait,
-    event_schema,
 )
 
 F0, F1, L0, L1 = PARTITIONS = [Partition(topic, number) for topic in ("f", "l") for number in (0, 1)]
 SIDES = {"f": Side.FEATURES, "l": Side.LABELS}
 BATCH_WAIT_S = 1.0
-NO_EVENTS = Events.from_arrow(pa.RecordBatch.from_pylist([], schema=event_schema(0, labelled=True)))
-NO_REJECTS = pa.RecordBatch.from_pylist([], schema=REJECTS)
+NO_EVENTS = Events.none(0, labelled=True)
 
 Given = tuple[Any, ...]
 """("span", partition, start, place), the same with "lost", ("membership", partition, idle), ("tick",), ("end",) or

@@ -11,6 +11,7 @@ import json
 import shutil
 import tempfile
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from threading import Event
@@ -32,6 +33,7 @@ from pipeline.recovery import chain
 from pipeline.snapshot import Lineage, Snapshots
 from pipeline.state import State, fresh_positions
 from pipeline.store import LocalStore, Manifest, MemoryStore
+from tests.records import Log, messages_of
 from tests.stream import events, job
 from tests.tiny import TinyLearner
 
@@ -56,17 +58,15 @@ def config() -> JobConfig:
 
 def topics() -> dict[Partition, Messages]:
     """Two partitions of each topic; every 37th record is bad."""
-    found: dict[Partition, Messages] = {}
+    found: dict[Partition, Log] = {}
     for topic, records in zip((config().features.topic, config().labels.topic), events(ROWS), strict=True):
         for number in (0, 1):
-            found[Partition(topic, number)] = Messages([], [], [], [])
+            found[Partition(topic, number)] = Log()
         for count, record in enumerate(records):
-            messages = found[Partition(topic, int(record.key[1:]) % 2)]
-            messages.offsets.append(len(messages) + len(messages) // 9)  # every tenth offset holds no message
-            messages.timestamps.append(record.timestamp)
-            messages.keys.append(record.key)
-            messages.values.append(record.value if count % 37 else b"{")
-    return found
+            log = found[Partition(topic, int((record.key or b"")[1:]) % 2)]
+            bad = replace(record, value=b"{")
+            log.append(record if count % 37 else bad, len(log) + len(log) // 9)  # every tenth offset holds no message
+    return messages_of(found)
 
 
 TOPIC_IDS = {"t.features": "F", "t.labels": "L"}

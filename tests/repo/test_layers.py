@@ -21,6 +21,7 @@ ONLY_IN = {
     "mlflow": ("pipeline.registry",),
     "confluent_kafka": (
         "consumers.kafka",  # reading
+        "consumers.librdkafka",  # in bulk
         "consumers.broker",  # the embedded broker and topic administration
         "pipeline.deadletter",  # producing
         "pipeline.demo",  # producing

@@ -1,73 +1,101 @@
-"""Slots are written with one copy and read in place; nobody keeps a view of a slot that was given back."""
+"""A reader decodes into slots, the learner reads them in place; nobody keeps a view of a slot that was given back."""
+
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from consumers.arena import Arena
-from consumers.record import REJECTS, Events, event_schema
+from consumers.arena import Arena, Shape
+from consumers.codecs.table import ALIGNMENT, Rejects, RowArrays
+from consumers.record import REJECTS
 
-SCHEMA = event_schema(2, labelled=True)
-
-
-def batch(rows: int) -> pa.RecordBatch:
-    return pa.RecordBatch.from_pylist(
-        [
-            {
-                "key": bytes([row]) * 16,
-                "event_time": row,
-                "offset": row + 100,
-                "row": 0,
-                "kind": 0,
-                "features": [row, row + 0.5],
-                "weight": 1.0,
-                "label": row % 2,
-            }
-            for row in range(rows)
-        ],
-        schema=SCHEMA,
-    )
+SHAPE = Shape(slots=2, rows=9, columns=2, reject_bytes=2**12)
 
 
-def test_what_is_written_is_read_in_place() -> None:
-    arena = Arena.create(2, 2**16)
-    rejects = pa.RecordBatch.from_pylist(
-        [{"offset": 7, "row": 0, "timestamp": 1, "reason": "why", "key": None, "value": b"x", "value_bytes": 1}],
-        REJECTS,
-    )
-    lengths = arena.write(1, [batch(5), rejects])
-    events, back = arena.read(1, lengths, [SCHEMA, REJECTS])
-    view = Events.from_arrow(events)
-    assert view.features_NC.tolist() == [[row, row + 0.5] for row in range(5)]
-    assert view.key_N2.shape == (5, 2)
-    assert view.label_N is not None
-    assert view.label_N.tolist() == [0, 1, 0, 1, 0]
-    assert back.to_pylist() == rejects.to_pylist()
-    arena.poison(1)
-    assert np.isnan(view.features_NC).all()
+@pytest.fixture
+def reader() -> Iterator[Arena]:
+    arena = Arena.create(SHAPE)
+    yield arena
     arena.close()
 
 
-def test_slots_do_not_touch_each_other() -> None:
-    arena = Arena.create(2, 2**14)
-    first, second = arena.write(0, [batch(3)]), arena.write(1, [batch(9)])
-    assert arena.read(0, first, [SCHEMA])[0].num_rows == 3
-    assert arena.read(1, second, [SCHEMA])[0].num_rows == 9
-    arena.close()
+@pytest.fixture
+def learner(reader: Arena) -> Arena:
+    """The same slots, mapped once more."""
+    return Arena(reader.descriptor, SHAPE)
 
 
-def test_a_batch_too_large_for_its_slot_is_refused() -> None:
-    arena = Arena.create(1, 256)
-    with pytest.raises(ValueError, match="do not fit"):
-        arena.write(0, [batch(100)])
-    arena.close()
+def fill(rows: RowArrays, number: int) -> None:
+    """Every value of every row, other ones for each number."""
+    for column, array in enumerate(rows, 1):
+        array[:] = np.arange(array.size).reshape(array.shape) + 20 * number + column
 
 
-def test_empty_batches_have_their_shapes() -> None:
-    arena = Arena.create(1, 2**14)
-    lengths = arena.write(0, [batch(0)])
-    view = Events.from_arrow(arena.read(0, lengths, [SCHEMA])[0])
-    assert view.features_NC.shape == (0, 2)
-    assert view.key_N2.shape == (0, 2)
-    assert len(view) == 0
-    arena.close()
+def values(rows: RowArrays) -> list[object]:
+    return [array.tolist() for array in rows]
+
+
+def rejects(value: bytes = b"x") -> pa.RecordBatch:
+    found = Rejects()
+    found.add(7, 0, 1, "why", None, value)
+    return found.batch()
+
+
+def test_what_is_written_is_read_in_place(reader: Arena, learner: Arena) -> None:
+    fill(reader.rows(1, 2), 1)
+    size = reader.write_rejects(1, rejects())
+    events = learner.rows(1, 2).events(5, labelled=True)
+    assert events.features_NC.tolist() == [[28 + 2 * row, 29 + 2 * row] for row in range(5)]
+    assert events.key_N2.tolist() == [[21 + 2 * row, 22 + 2 * row] for row in range(5)]
+    assert events.offset_N.tolist() == [23, 24, 25, 26, 27]
+    assert events.label_N is not None
+    assert events.label_N.tolist() == [27, 28, 29, 30, 31]
+    back = learner.read_rejects(1, size)
+    assert back.schema == REJECTS
+    assert back.to_pylist() == rejects().to_pylist()
+    reader.poison(1)
+    assert np.isnan(events.features_NC).all()
+    assert back["offset"].to_pylist() == [-1]
+
+
+def test_slots_and_their_rejects_do_not_touch_each_other(reader: Arena, learner: Arena) -> None:
+    largest = rejects(b"x" * 3000)
+    for slot in (0, 1):
+        fill(reader.rows(slot, 2), slot)
+    sizes = [reader.write_rejects(slot, largest) for slot in (1, 0)]
+    assert 3000 < sizes[0] <= SHAPE.reject_bytes
+    for slot in (0, 1):
+        expected = learner.rows(slot, 2)
+        assert all(len(array) == SHAPE.rows for array in expected)
+        assert [array.ravel()[0] for array in expected] == [column + 20 * slot for column in range(1, 9)]
+        assert [array.ravel()[-1] for array in expected] == [
+            array.size - 1 + column + 20 * slot for column, array in enumerate(expected, 1)
+        ]
+        assert learner.read_rejects(slot, sizes[slot]) == largest
+
+
+@pytest.mark.parametrize("columns", [0, 1, 2])
+def test_a_slot_holds_rows_of_any_width_up_to_its_own_and_each_column_lies_aligned(
+    reader: Arena, learner: Arena, columns: int
+) -> None:
+    size = reader.write_rejects(0, rejects())
+    fill(reader.rows(0, columns), 0)
+    assert values(learner.rows(0, columns)) == values(reader.rows(0, columns))
+    for slot in (0, 1):
+        assert all(array.ctypes.data % ALIGNMENT == 0 for array in learner.rows(slot, columns))
+    assert learner.read_rejects(0, size) == rejects()
+
+
+def test_rejects_too_large_for_their_slot_are_refused(reader: Arena) -> None:
+    with pytest.raises(ValueError, match=r"\d+ bytes of rejects do not fit into 4096 bytes"):
+        reader.write_rejects(0, rejects(b"x" * 2**12))
+
+
+def test_no_rejects_take_no_bytes(reader: Arena, learner: Arena) -> None:
+    fill(reader.rows(1, 2), 0)
+    before = values(reader.rows(1, 2))
+    assert reader.write_rejects(0, Rejects().batch()) == 0
+    assert learner.read_rejects(0, 0).num_rows == 0
+    assert learner.read_rejects(0, 0).schema == REJECTS
+    assert values(learner.rows(1, 2)) == before

@@ -1,54 +1,65 @@
 """Where spans end is decided by offsets and contents, never by fetch timing."""
 
-import pyarrow as pa
+import numpy as np
 import pytest
 
 from consumers import cutter as module
-from consumers.arena import Arena
+from consumers.arena import Arena, Shape
 from consumers.codecs import Decoded, build_codec
+from consumers.codecs.table import Rejects, RowArrays, allocate
 from consumers.config import FeaturesConfig, LabelRule
-from consumers.cutter import Cut, Cutter, place, slot_bytes
-from consumers.record import REJECTS, Messages, Partition, event_schema
+from consumers.cutter import Cut, Cutter, place, reject_bytes
+from consumers.errors import StreamError
+from consumers.record import Int64s, Messages, Partition
 
 HERE = Partition("t", 0)
 
 
 class Plain:
-    """A codec that rejects every message whose value begins with b'bad'."""
+    """A codec whose messages hold one row each, which is bad if the value begins with b'bad'."""
 
-    def decode(self, messages: Messages) -> Decoded:
-        schema = event_schema(0, labelled=True)
-        good, bad = [], []
-        for offset, value in zip(messages.offsets, messages.values, strict=True):
+    columns = 0
+    labelled = True
+
+    def rows_N(self, messages: Messages) -> Int64s:
+        return np.ones(len(messages), np.int64)
+
+    def decode(self, messages: Messages, rows: RowArrays) -> Decoded:
+        good, rejects = 0, Rejects()
+        for index, count in enumerate(self.rows_N(messages).tolist()):
+            offset, value = int(messages.offset_N[index]), messages.values.at(index)
             if value is not None and value.startswith(b"bad"):
-                bad.append(
-                    {
-                        "offset": offset,
-                        "row": 0,
-                        "timestamp": 0,
-                        "reason": "bad",
-                        "key": None,
-                        "value": value,
-                        "value_bytes": len(value),
-                    }
-                )
+                rejects.add(offset, 0, 0, "bad", None, value)
             else:
-                good.append({"key": b"k" * 16, "event_time": 0, "offset": offset, "row": 0, "kind": 0, "label": 0.0})
-        return Decoded(pa.RecordBatch.from_pylist(good, schema), pa.RecordBatch.from_pylist(bad, REJECTS))
+                assert good + count <= len(rows.offset_N)
+                rows.offset_N[good : good + count] = offset
+                good += count
+        return Decoded(rows.events(good, labelled=True), rejects.batch())
 
 
-def cutter(start: int = 0, span: int = 4) -> Cutter:
-    return Cutter(HERE, Plain(), start, span)
+class Many(Plain):
+    """A codec whose messages hold as many rows as their values have bytes."""
+
+    def rows_N(self, messages: Messages) -> Int64s:
+        return messages.values.length_N
 
 
-def fill(target: Cutter, offsets: list[int], value: bytes = b"x") -> None:
-    target.extend(Messages(offsets, offsets, [None] * len(offsets), [value] * len(offsets)))
+def cutter(start: int = 0, span: int = 4, codec: Plain | None = None) -> Cutter:
+    return Cutter(HERE, codec or Plain(), start, span)
+
+
+def fill(target: Cutter, offsets: list[int], value: bytes | None = b"x") -> None:
+    target.extend(Messages.of(offsets, offsets, [None] * len(offsets), [value] * len(offsets)))
 
 
 def extents(target: Cutter, *, flush: bool = False) -> list[tuple[int, int]]:
+    return [(cut.start, cut.stop) for cut in all_cuts(target, flush=flush)]
+
+
+def all_cuts(target: Cutter, *, flush: bool = True) -> list[Cut]:
     found = []
     while (cut := target.cut(flush=flush)) is not None:
-        found.append((cut.start, cut.stop))
+        found.append(cut)
     return found
 
 
@@ -96,11 +107,12 @@ def test_large_values_end_a_span_early_but_it_holds_at_least_one(monkeypatch: py
 def test_rejects_that_would_overfill_the_slot_end_the_span(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REJECT_BYTES_MAX", 100)
     target = cutter()
-    fill(target, [0, 1, 2, 3], b"bad" + b"x" * 44)  # and 3 bytes of reason
-    cuts: list[Cut] = []
-    while (cut := target.cut(flush=True)) is not None:
-        cuts.append(cut)
-    assert [(cut.start, cut.stop, cut.rejects.num_rows) for cut in cuts] == [(0, 2, 2), (2, 4, 2)]
+    fill(target, [0, 1], b"bad" + b"x" * 44)  # and 3 bytes of reason
+    fill(target, [2])
+    fill(target, [3], b"bad" + b"x" * 44)
+    cuts = all_cuts(target)
+    assert [(cut.start, cut.stop, cut.rejects.num_rows) for cut in cuts] == [(0, 3, 2), (3, 4, 1)]
+    assert [cut.events.offset_N.tolist() for cut in cuts] == [[2], []]
 
 
 def test_nothing_past_the_bound_is_taken() -> None:
@@ -137,21 +149,22 @@ def test_messages_before_the_position_are_dropped() -> None:
 
 
 def test_one_wild_timestamp_moves_no_place() -> None:
-    assert place([100, 101, 2**53, 102, 103]) == 102
-    assert place([5]) == 5
+    assert place(np.array([100, 101, 2**53, 102, 103])) == 102
+    assert place(np.array([5])) == 5
+    assert place(np.array([1] * 8 + [2] * 100)) == 1  # of the first 15
 
 
 def test_a_span_of_bad_messages_fits_its_slot_however_long_keys_and_reasons_are() -> None:
     codec = build_codec(FeaturesConfig(topic="t", numeric=["a"]), LabelRule(kind="number"))
     face = "\N{GRINNING FACE}" * 60  # in a reason each takes ten bytes
     twice = f'{{"{face}":1,"{face}":1}}'.encode()
-    arena = Arena.create(1, slot_bytes(2048, columns=1))
+    arena = Arena.create(Shape(1, 2048, 1, reject_bytes(2048)))
     for values, keys in (([twice] * 2048, [None] * 2048), ([b"bad"] * 3, [b"k" * 5_000_000] * 3)):
         target = Cutter(HERE, codec, 0, 2048)
-        target.extend(Messages(list(range(len(values))), [0] * len(values), keys, values))
+        target.extend(Messages.of(range(len(values)), [0] * len(values), keys, values))
         rejected = 0
-        while (cut := target.cut(flush=True)) is not None:
-            arena.write(0, [cut.events, cut.rejects])
+        while (cut := target.cut(arena.rows(0, 1), flush=True)) is not None:
+            assert arena.write_rejects(0, cut.rejects) > 0
             rejected += cut.rejects.num_rows
         assert rejected == len(values)
     arena.close()
@@ -164,3 +177,96 @@ def test_messages_that_come_again_are_taken_once() -> None:
     cut = target.cut(flush=True)
     assert cut is not None
     assert (cut.start, cut.stop, cut.messages) == (0, 4, 4)
+
+
+def test_rows_that_would_overfill_the_slot_end_the_span_but_it_holds_at_least_one_message() -> None:
+    target = cutter(codec=Many())
+    for offset, rows in enumerate([2, 1, 1, 4, 9, 3, 2, 2]):
+        fill(target, [offset], b"x" * rows)
+    cuts = all_cuts(target)
+    assert [(cut.start, cut.stop) for cut in cuts] == [(0, 3), (3, 4), (4, 5), (5, 6), (6, 8)]
+    assert [cut.events.offset_N.tolist() for cut in cuts] == [[0, 0, 1, 2], [3] * 4, [4] * 9, [5] * 3, [6, 6, 7, 7]]
+
+
+def test_a_span_whose_rows_are_full_is_cut_once_the_next_message_shows_that_it_can_hold_no_more() -> None:
+    target = cutter(codec=Many())
+    fill(target, [0], b"xxxx")
+    assert extents(target) == []  # the next message may hold no row
+    fill(target, [1], b"")
+    assert extents(target) == []
+    fill(target, [2], b"x")
+    assert extents(target) == [(0, 2)]
+
+
+def test_a_span_is_decoded_into_the_rows_that_it_is_given() -> None:
+    target, rows = cutter(), allocate(4, 0)
+    fill(target, [0, 1])
+    fill(target, [2], b"bad")
+    fill(target, [3])
+    cut = target.cut(rows, flush=False)
+    assert cut is not None
+    assert cut.events.offset_N.tolist() == [0, 1, 3]
+    assert all(np.shares_memory(array, cut_array) for array, cut_array in zip(rows[:5], columns_of(cut), strict=True))
+
+
+def columns_of(cut: Cut) -> list[np.ndarray]:
+    events = cut.events
+    return [events.key_N2, events.event_time_N, events.offset_N, events.row_N, events.kind_N]
+
+
+@pytest.mark.parametrize(
+    ("stop", "left"), [(0, [0, 1, 3, 4, 5, 8]), (1, [1, 3, 4, 5, 8]), (2, [3, 4, 5, 8]), (5, [5, 8]), (8, [8]), (9, [])]
+)
+def test_what_is_skipped_is_left_out_wherever_the_parts_of_the_queue_begin(stop: int, left: list[int]) -> None:
+    target = cutter(span=100)
+    for part in ([0, 1], [3], [4, 5], [8]):
+        fill(target, part)
+    target.skip_to(stop)
+    assert (target.next, len(target), target.bytes) == (stop, len(left), len(left))
+    assert [cut.events.offset_N.tolist() for cut in all_cuts(target)] == ([left] if left else [])
+
+
+def test_after_a_skip_past_everything_only_what_lies_behind_it_is_taken() -> None:
+    target = cutter(span=100)
+    fill(target, [0, 1])
+    target.skip_to(20)
+    assert target.expected == 20
+    fill(target, [18, 19, 20, 21])
+    (cut,) = all_cuts(target)
+    assert (cut.start, cut.stop, cut.events.offset_N.tolist()) == (20, 22, [20, 21])
+
+
+def test_the_bytes_of_the_queue_are_those_of_keys_and_values_that_were_not_cut() -> None:
+    target = cutter()
+    target.bound = 9
+    target.extend(Messages.of([0, 1, 2], [0] * 3, [b"key", None, b""], [b"value", None, b"xx"]))
+    assert target.bytes == 10
+    target.extend(Messages.of([2, 3, 4], [0] * 3, [b"again", b"k", b"k"], [b"again", b"x", b"yy"]))
+    assert target.bytes == 10 + 2 + 3
+    fill(target, [5, 6, 7, 8, 9, 10], b"zz")
+    assert target.bytes == 15 + 4 * 2
+    assert extents(target) == [(0, 4), (4, 8)]
+    assert target.bytes == 2
+    assert extents(target, flush=True) == [(8, 9)]
+    assert (target.bytes, len(target)) == (0, 0)
+
+
+@pytest.mark.parametrize("chunks", [[12], [1] * 12, [5, 7]])
+def test_spans_are_cut_again_where_a_ledger_says(chunks: list[int]) -> None:
+    target, offset = cutter(), 0
+    for count in chunks:
+        fill(target, list(range(offset, offset + count)))
+        offset += count
+    cuts = [target.cut_to(stop) for stop in (3, 4, 11)]
+    assert [(cut.start, cut.stop, cut.messages) for cut in cuts] == [(0, 3, 3), (3, 4, 1), (4, 11, 7)]
+    assert cuts[2].events.offset_N.tolist() == list(range(4, 11))
+    assert (target.next, target.bytes) == (11, 1)
+
+
+@pytest.mark.parametrize("offsets", [[], [0, 1], [0, 1, 3], [3]])
+def test_a_span_whose_last_record_is_gone_cannot_be_cut_again(offsets: list[int]) -> None:
+    target = cutter()
+    if offsets:
+        fill(target, offsets)
+    with pytest.raises(StreamError, match=r"t\[0\]@2: this record was learned once"):
+        target.cut_to(3)

@@ -8,13 +8,14 @@ import orjson
 import pytest
 
 from consumers.codecs import build_codec
-from consumers.record import Messages
 from pipeline.config import label_rule
 from pipeline.demo.demo import job_toml
 from pipeline.demo.flights import load_flights
 from pipeline.demo.garbage import KINDS
 from pipeline.demo.producer import FEATURES, LABELS, PARTITIONS, Backlog, Stream
 from pipeline.jobfile import load
+from tests.records import Log, decoded
+from tests.stream import Record
 
 HOUR_MS = 3_600_000
 
@@ -107,15 +108,12 @@ def test_garbage_is_exactly_what_the_job_refuses(records, tmp_path):
     job = load(path, environment={})
     rejected = {}
     for topic, config in ((FEATURES, job.features), (LABELS, job.labels)):
-        mine = [record for record in records if record.topic == topic]
-        messages = Messages(
-            list(range(len(mine))),
-            [record.time_ms for record in mine],
-            [record.key.encode() for record in mine],
-            [record.value for record in mine],
-        )
-        decoded = build_codec(config, label_rule(job.learner)).decode(messages)
-        rejected[topic] = decoded.rejects.num_rows
+        log = Log()
+        for record in records:
+            if record.topic == topic:
+                log.append(Record(record.time_ms, record.key.encode(), record.value))
+        codec = build_codec(config, label_rule(job.learner))
+        rejected[topic] = decoded(codec, log.messages()).rejects.num_rows
     expected = Counter(LABELS if KINDS[n % len(KINDS)].to_labels else FEATURES for n in range(100))
     assert rejected == expected
 

@@ -27,6 +27,7 @@ CLASSES = {
     "features": {
         "topic": IDENTITY,
         "format": IDENTITY,
+        "envelope": IDENTITY,
         "key": IDENTITY,
         "time": IDENTITY,
         "start": FREE,
@@ -40,6 +41,7 @@ CLASSES = {
     "labels": {
         "topic": IDENTITY,
         "format": IDENTITY,
+        "envelope": IDENTITY,
         "key": IDENTITY,
         "time": IDENTITY,
         "start": FREE,

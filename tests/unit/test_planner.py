@@ -3,17 +3,15 @@
 import random
 from collections.abc import Sequence
 
-import numpy as np
-import pyarrow as pa
 import pytest
 
+from consumers.arena import NO_REJECTS
+from consumers.codecs.table import allocate
 from consumers.config import StreamConfig
 from consumers.planner import Planner
 from consumers.record import (
     NEVER,
-    REJECTS,
     CaughtUp,
-    Events,
     Lost,
     Membership,
     Partition,
@@ -22,7 +20,6 @@ from consumers.record import (
     Span,
     Tick,
     Wait,
-    event_schema,
 )
 
 F0, F1, L0 = Partition("f", 0), Partition("f", 1), Partition("l", 0)
@@ -33,10 +30,9 @@ YEAR_2286_MS = 9_999_999_999_999
 
 
 def span(partition: Partition, start: int, place: int, times: Sequence[int] = ()) -> Span:
-    rows = [{"key": bytes(16), "event_time": time, "offset": start, "row": 0, "kind": 0, "label": 0} for time in times]
-    events = pa.RecordBatch.from_pylist(rows, schema=event_schema(0, labelled=True))
-    rejects = pa.RecordBatch.from_pylist([], schema=REJECTS)
-    return Span(partition, start, start + 1, place, 1, Events.from_arrow(events), rejects)
+    events = allocate(len(times), 0).events(len(times), labelled=True)
+    events.event_time_N[:] = times
+    return Span(partition, start, start + 1, place, 1, events, NO_REJECTS)
 
 
 def positions() -> dict[Partition, Position]:
@@ -175,12 +171,6 @@ def test_bounds_end_with_exactly_one_tick() -> None:
     for partition in (F0, F1, L0):
         plan.done(partition)
     assert [plan.next(0) for _ in range(3)] == [Tick(), CaughtUp(), CaughtUp()]
-
-
-def test_empty_events_have_no_rows() -> None:
-    assert len(span(F0, 0, 0).events) == 0
-    assert span(F0, 0, 0).events.label_N is not None
-    assert span(F0, 0, 0).events.label_N.dtype == np.float32
 
 
 def test_a_span_is_taken_only_once_all_before_it_in_its_partition_were() -> None:

@@ -14,24 +14,23 @@ import pytest
 from consumers.codecs import build_codec
 from consumers.errors import BalanceError, ConfigError, TooMuchBadInput
 from consumers.inmemory import InMemorySource
-from consumers.record import NEVER, Added, Command, Lost, Messages, Partition, Side, Span, Wait
+from consumers.record import NEVER, Added, Command, Lost, Partition, Side, Span, Wait
 from pipeline.config import JobConfig, label_rule
 from pipeline.learner import Learner
 from pipeline.ledger import unseal
 from pipeline.snapshot import Lineage, Snapshots
 from pipeline.state import State, fresh_positions
 from pipeline.store import Manifest, MemoryStore
+from tests.records import Log, messages_of
 from tests.stream import START_MS, Record, events, job
 
 ROWS = 2000
 
 
-def topics(config: JobConfig, rows: int = ROWS) -> dict[Partition, Messages]:
+def topics(config: JobConfig, rows: int = ROWS) -> dict[Partition, Log]:
     """Both topics with two partitions each, keys spread by row."""
     found = {
-        Partition(topic, number): Messages([], [], [], [])
-        for topic in (config.features.topic, config.labels.topic)
-        for number in (0, 1)
+        Partition(topic, number): Log() for topic in (config.features.topic, config.labels.topic) for number in (0, 1)
     }
     for topic, records in zip((config.features.topic, config.labels.topic), events(rows), strict=True):
         for record in records:
@@ -40,17 +39,14 @@ def topics(config: JobConfig, rows: int = ROWS) -> dict[Partition, Messages]:
     return found
 
 
-def append(messages: Messages, record: Record) -> None:
-    messages.offsets.append(len(messages) + len(messages) // 9)  # every tenth offset holds no message
-    messages.timestamps.append(record.timestamp)
-    messages.keys.append(record.key)
-    messages.values.append(record.value)
+def append(log: Log, record: Record) -> None:
+    log.append(record, len(log) + len(log) // 9)  # every tenth offset holds no message
 
 
 class Trainer:
     """One life of a trainer over a store that outlives it."""
 
-    def __init__(self, config: JobConfig, store: MemoryStore, found: dict[Partition, Messages]) -> None:
+    def __init__(self, config: JobConfig, store: MemoryStore, found: dict[Partition, Log]) -> None:
         self.config = config
         self.store = store
         self.found = found
@@ -70,7 +66,7 @@ class Trainer:
             self.config.labels.topic: build_codec(self.config.labels, label_rule(self.config.learner)),
         }
         sides = {self.config.features.topic: Side.FEATURES, self.config.labels.topic: Side.LABELS}
-        source = InMemorySource(self.found, codecs, sides, self.config.stream)
+        source = InMemorySource(messages_of(self.found), codecs, sides, self.config.stream)
         return source.entries(self.state.positions)
 
     def run(self, *, die_after: int | None = None, commit_every: int = 7) -> dict[str, Any]:
@@ -142,7 +138,7 @@ def test_the_ledger_names_every_offset_once(config: JobConfig) -> None:
                 _, index, start, stop = line
                 assert reached[index] in (0, start)
                 reached[index] = stop
-    assert list(reached.values()) == [messages.offsets[-1] + 1 for messages in found.values()]
+    assert list(reached.values()) == [log.end for log in found.values()]
 
 
 def test_a_partition_added_later_is_counted_and_survives_a_restart_in_its_place(config: JobConfig) -> None:
@@ -167,7 +163,7 @@ def test_a_lost_batch_is_one_reject_and_the_counts_balance(config: JobConfig, si
     found = topics(config, 400)
     poisoned = Partition(f"t.{side}", 0)
     stop = found[poisoned].offsets[20]
-    found[poisoned] = found[poisoned].part(20, len(found[poisoned]))
+    found[poisoned].drop(20)
     trainer = Trainer(config, MemoryStore(), found)
     list(trainer.state.apply(Lost(poisoned, 0, stop, NEVER, "no reader survives it")))
     assert trainer.state.ledger == [["lost", list(found).index(poisoned), 0, stop, NEVER, "no reader survives it"]]
@@ -189,10 +185,10 @@ def test_wild_records_in_every_partition_expire_nothing_and_reject_nothing(confi
     one_by_one = job(config.job.state_dir, stream={"span": 1})
     found = topics(config, 400)
     wild = 9_999_999_999_999
-    for messages in found.values():
-        for at in (0, 1 + len(messages) // 2, len(messages) - 1):
-            value = orjson.loads(messages.values[at])
-            messages.timestamps[at], messages.values[at] = wild, orjson.dumps({**value, "ts": wild})
+    for log in found.values():
+        for at in (0, 1 + len(log) // 2, len(log) - 1):
+            value = orjson.loads(log.values[at] or b"")
+            log.timestamps[at], log.values[at] = wild, orjson.dumps({**value, "ts": wild})
     trainer = Trainer(one_by_one, MemoryStore(), found)
     manifest = trainer.run(commit_every=1000)
     totals = manifest["counts"]["totals"]

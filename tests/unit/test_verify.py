@@ -9,12 +9,13 @@ import pytest
 
 from consumers.codecs import build_codec
 from consumers.inmemory import InMemorySpans
-from consumers.record import Command, Messages, Partition
+from consumers.record import Command, Partition
 from pipeline.config import JobConfig, label_rule
 from pipeline.identity import with_settings
 from pipeline.ledger import seal, unseal
 from pipeline.store import MemoryStore, encode_manifest
 from pipeline.verify import Segment, UnverifiableError, Verdict, find_segment, foreign, rebuild
+from tests.records import Log, messages_of
 from tests.stream import job
 from tests.unit.test_train import Trainer, topics
 
@@ -45,14 +46,14 @@ def store(config: JobConfig) -> MemoryStore:
 
 
 def verify_segment(
-    store: MemoryStore, segment: Segment, config: JobConfig, found: dict[Partition, Messages] | None = None
+    store: MemoryStore, segment: Segment, config: JobConfig, found: dict[Partition, Log] | None = None
 ) -> Verdict:
     codecs = {
         config.features.topic: build_codec(config.features, label_rule(config.learner)),
         config.labels.topic: build_codec(config.labels, label_rule(config.learner)),
     }
     starts = {partition: start for partition, (start, _) in segment.ranges().items()}
-    spans = InMemorySpans(found or topics(config, ROWS), codecs, starts)
+    spans = InMemorySpans(messages_of(found or topics(config, ROWS)), codecs, starts)
     return rebuild(store, segment, segment.job(config.kafka), spans)
 
 
@@ -81,9 +82,9 @@ def test_a_rebuild_names_what_differs(store: MemoryStore, config: JobConfig) -> 
 def test_other_input_gives_other_weights(store: MemoryStore, config: JobConfig) -> None:
     newest = find_segment(store, store.sequences()[-1])
     found = topics(config, ROWS)
-    for partition, messages in found.items():
+    for partition, log in found.items():
         if partition.topic == config.features.topic:
-            messages.values[-5] = (messages.values[-5] or b"").replace(b'"a":', b'"a":1')
+            log.values[-5] = (log.values[-5] or b"").replace(b'"a":', b'"a":1')
     differences = verify_segment(store, newest, config, found).differences
     assert differences[0].startswith("weights ")
     assert any(name.startswith("learner.optimizer.") for name in differences)
