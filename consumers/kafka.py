@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -11,21 +10,21 @@ from datetime import UTC, datetime
 from typing import Any
 
 from confluent_kafka import (
-    Consumer,
     IsolationLevel,
     KafkaError,
     KafkaException,
-    Message,
     TopicCollection,
     TopicPartition,
 )
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from consumers.errors import ConfigError, DependencyError, StreamError
+from consumers.librdkafka import Failure, RawConsumer
 from consumers.record import Messages, Partition
 
 _TIMEOUT_S = 10.0
 _MOCK_CLUSTER_PREFIX = "mockCluster"
+FETCH_MESSAGES = 2000
 
 CONSUMER_SETTINGS: Mapping[str, Any] = {
     "enable.auto.commit": False,
@@ -210,49 +209,39 @@ class Fetcher:
     ) -> None:
         """With `pause_ms`, it takes one batch at a time, about so long after the one before."""
         pace = {**ONE_BATCH_AT_A_TIME, "fetch.queue.backoff.ms": pause_ms} if pause_ms else {}
-        self._consumer = Consumer({**_client_settings(settings), "group.id": group, **CONSUMER_SETTINGS, **pace})
-        self._consumer.assign([TopicPartition(p.topic, p.number, offset) for p, offset in starts.items()])
+        self._consumer = RawConsumer(
+            {**_client_settings(settings), "group.id": group, **CONSUMER_SETTINGS, **pace}, starts, batch=FETCH_MESSAGES
+        )
+        self._count = 1 if pause_ms else FETCH_MESSAGES
 
-    def fetch(self, count: int, timeout_s: float) -> tuple[dict[Partition, Messages], dict[Partition, int]]:
-        """Up to `count` messages by partition, and the end offsets reached.
+    def fetch(self, timeout_s: float) -> tuple[dict[Partition, Messages], dict[Partition, int]]:
+        """Up to FETCH_MESSAGES messages by partition, and the end offsets reached.
 
         Raises StreamError, OffsetGoneError or UnreadableBatchError: the fetcher is of no use from then on.
         """
-        lanes: dict[tuple[str, int], list[Message]] = defaultdict(list)
+        fetched, failures = self._consumer.consume(self._count, timeout_s)
         ends = {}
-        for message in self._consumer.consume(count, timeout_s):
-            error = message.error()
-            if error is None:
-                lanes[message.topic(), message.partition()].append(message)
-            elif error.code() == KafkaError._PARTITION_EOF:
-                ends[Partition(message.topic(), message.partition())] = message.offset()
+        for failure in failures:
+            if failure.error.code() == KafkaError._PARTITION_EOF:
+                ends[Partition(failure.topic, failure.partition)] = failure.offset
             else:
-                _raise_for(message)
-        for lane, messages in lanes.items():
+                _raise_for(failure)
+        for partition, messages in fetched.items():
             # Where records keep coming there is no EOF: that takes an answer without any.
-            _, high = self._consumer.get_watermark_offsets(TopicPartition(*lane), cached=True)
-            if messages[-1].offset() + 1 == high:
-                ends[Partition(*lane)] = high
-        return {Partition(*lane): _columns(messages) for lane, messages in lanes.items()}, ends
+            high = self._consumer.high_watermark(partition)
+            if messages.offset_N[-1] + 1 == high:
+                ends[partition] = high
+        return fetched, ends
 
     def pause(self, partitions: Iterable[Partition]) -> None:
         """Stops fetching; what librdkafka holds of these partitions is fetched again later."""
-        self._consumer.pause([TopicPartition(p.topic, p.number) for p in partitions])
+        self._consumer.pause(partitions)
 
     def resume(self, partitions: Iterable[Partition]) -> None:
-        self._consumer.resume([TopicPartition(p.topic, p.number) for p in partitions])
+        self._consumer.resume(partitions)
 
     def close(self) -> None:
         self._consumer.close()
-
-
-def _columns(messages: list[Message]) -> Messages:
-    return Messages(
-        [message.offset() for message in messages],
-        [message.timestamp()[1] for message in messages],
-        [message.key() for message in messages],
-        [message.value() for message in messages],
-    )
 
 
 def parse_time(text: str) -> int:
@@ -287,17 +276,17 @@ _UNREADABLE = {
 }
 
 
-def _raise_for(message: Message) -> None:
+def _raise_for(failure: Failure) -> None:
     """Errors that librdkafka gets over by itself are left to it; all others end the reader."""
-    error = message.error()
+    error = failure.error
     if error.code() in _PASSING:
         return
-    partition = Partition(message.topic(), message.partition())
+    partition = Partition(failure.topic, failure.partition)
     if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
         raise OffsetGoneError(partition)
     if error.code() in _UNREADABLE:
         raise UnreadableBatchError(partition, error.str(), may_pass=error.code() != KafkaError._BAD_COMPRESSION)
-    raise StreamError(f"{partition}@{message.offset()}: the consumer failed: {error.str()}")
+    raise StreamError(f"{partition}@{failure.offset}: the consumer failed: {error.str()}")
 
 
 def timestamp_at(settings: Mapping[str, Any], cluster: Cluster, partition: Partition, offset: int) -> int | None:
@@ -308,9 +297,9 @@ def timestamp_at(settings: Mapping[str, Any], cluster: Cluster, partition: Parti
     try:
         deadline = time.monotonic() + _TIMEOUT_S
         while time.monotonic() < deadline:
-            fetched, ends = fetcher.fetch(1, 1.0)
+            fetched, ends = fetcher.fetch(1.0)
             if fetched:
-                return fetched[partition].timestamps[0]
+                return int(fetched[partition].timestamp_N[0])
             if ends:
                 return None
         raise DependencyError(f"{partition}@{offset}: Kafka did not answer within {_TIMEOUT_S:.0f} s; try again")

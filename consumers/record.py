@@ -66,6 +66,10 @@ class Blobs(NamedTuple):
         """Those in `[start, stop)`, in the same buffer."""
         return Blobs(self.data, self.start_N[start:stop], self.length_N[start:stop])
 
+    def take(self, index_M: Int64s) -> Blobs:
+        """Those with these indices, in the same buffer."""
+        return Blobs(self.data, self.start_N[index_M], self.length_N[index_M])
+
     @classmethod
     def of(cls, values: Sequence[bytes | None]) -> Blobs:
         """These, in a buffer of their own."""
@@ -85,7 +89,7 @@ class Messages:
     offset_N: Int64s
     timestamp_N: Int64s  # of the records
     keys: Blobs
-    values: Blobs
+    values: Blobs  # in the same buffer as the keys
 
     def __len__(self) -> int:
         return len(self.offset_N)
@@ -99,7 +103,9 @@ class Messages:
         values: Sequence[bytes | None],
     ) -> Messages:
         """Messages made of lists."""
-        return cls(np.array(offsets, np.int64), np.array(timestamps, np.int64), Blobs.of(keys), Blobs.of(values))
+        both, count = Blobs.of([*keys, *values]), len(keys)
+        columns = np.array(offsets, np.int64), np.array(timestamps, np.int64)
+        return cls(*columns, both.part(0, count), both.part(count, 2 * count))
 
     def part(self, start: int, stop: int) -> Messages:
         """Messages `[start, stop)` of these, which keep the buffers of all of them alive."""
@@ -109,6 +115,40 @@ class Messages:
             self.keys.part(start, stop),
             self.values.part(start, stop),
         )
+
+    def take(self, index_M: Int64s) -> Messages:
+        """Messages with these indices."""
+        columns = self.offset_N[index_M], self.timestamp_N[index_M]
+        return Messages(*columns, self.keys.take(index_M), self.values.take(index_M))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Messages]) -> Messages:
+        """Several ones after one another, in a buffer of their own. One or more parts."""
+        data, starts, size = [], [], 0
+        for part in parts:
+            first, last = part._extent()
+            data.append(part.values.data[first:last])
+            starts.append((part.keys.start_N + (size - first), part.values.start_N + (size - first)))
+            size += last - first
+        buffer = np.concatenate(data)
+        key_start_N, value_start_N = (np.concatenate(column) for column in zip(*starts, strict=True))
+        return cls(
+            np.concatenate([part.offset_N for part in parts]),
+            np.concatenate([part.timestamp_N for part in parts]),
+            Blobs(buffer, key_start_N, np.concatenate([part.keys.length_N for part in parts])),
+            Blobs(buffer, value_start_N, np.concatenate([part.values.length_N for part in parts])),
+        )
+
+    def _extent(self) -> tuple[int, int]:
+        """Where in their buffer these begin and end."""
+        first = min(self.keys.start_N.min(initial=2**62), self.values.start_N.min(initial=2**62))
+        ends = [(blobs.start_N + np.maximum(blobs.length_N, 0)).max(initial=0) for blobs in (self.keys, self.values)]
+        return min(int(first), max(ends)), int(max(ends))
+
+    @property
+    def nbytes(self) -> int:
+        """Of keys and values."""
+        return self.keys.nbytes + self.values.nbytes
 
 
 REJECT_RAW_BYTES_MAX = 64 * 1024
