@@ -94,11 +94,7 @@ class RawConsumer:
         pointers_N, lane_N = self._pointers[:found], self._lane_N[:found]
         lanes, size = _measure(pointers_N, lane_N, self._lanes)
         topics = [_name(int(topic)) for topic in self._lanes.topic_L[:lanes]]
-<<<<<<< HEAD
         raw = Raw.room(found, size)
-=======
-        raw = Raw(*np.empty((6, found), np.int64), np.empty(found, np.int32), np.empty(size, np.uint8))
->>>>>>> bench
         _copy(pointers_N[np.argsort(lane_N, kind="stable")], raw)
         fetched: dict[Partition, Messages] = {}
         failures: list[Failure] = []
@@ -184,15 +180,12 @@ class Raw(NamedTuple):
     error_N: npt.NDArray[np.int32]
     data: Bytes1
 
-<<<<<<< HEAD
     @classmethod
     def room(cls, messages: int, size: int) -> Raw:
         """For so many messages, with so many bytes of keys and values."""
         a, b, c, d, e, f = np.empty((6, messages), np.int64)
         return cls(a, b, c, d, e, f, np.empty(messages, np.int32), np.empty(size, np.uint8))
 
-=======
->>>>>>> bench
 
 def _part(raw: Raw, start: int, stop: int) -> tuple[Messages, list[tuple[int, KafkaError]]]:
     """The messages of one lane, and what came in place of messages: offsets and errors."""
@@ -220,17 +213,12 @@ def _pointer(_: Any, address: Any) -> Any:
     return types.voidptr(types.uint64), generate
 
 
-<<<<<<< HEAD
 def _external(name: str, result: Any, *arguments: Any) -> Any:
     return types.ExternalFunction(name, result(*arguments))
 
 
 _message_timestamp = _external("rd_kafka_message_timestamp", types.int64, types.uint64, types.uint64)
 _message_destroy = _external("rd_kafka_message_destroy", types.void, types.uint64)
-=======
-_message_timestamp = types.ExternalFunction("rd_kafka_message_timestamp", types.int64(types.uint64, types.uint64))
-_message_destroy = types.ExternalFunction("rd_kafka_message_destroy", types.void(types.uint64))
->>>>>>> bench
 
 
 @njit_cached
