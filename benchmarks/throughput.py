@@ -14,6 +14,7 @@ from benchmarks.formats import FORMATS
 from benchmarks.processes import EVERTRAIN, result_of, run_job, say
 from benchmarks.topics import Topics, broker, make_topics
 
+WARM_UP_ROWS = 20_000
 SCORED_INGEST = ("json",)  # formats whose `ingest` includes scoring; the others' is the way in alone
 
 
@@ -58,96 +59,31 @@ CONTENDERS: dict[str, Callable[[Topics, Path, int], dict[str, Any]]] = {
 }
 
 
-def measure(topics: Topics, rows: int, repeat: int, names: list[str]) -> dict[str, Any]:
-    """Runs the contenders `repeat` times in turn."""
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    for turn in range(repeat):
-        for name in names:
-            with tempfile.TemporaryDirectory(prefix="evertrain-bench-") as directory:
-                result = CONTENDERS[name](topics, topics.write_job(Path(directory)), rows)
-            runs[name].append(result)
-            say(f"{topics.format} {turn + 1}/{repeat} {name}: {result['rows_per_s']:,.0f} rows/s")
-    return {**summary(topics.format, runs), "n": repeat, "rows": rows, "runs": runs}
+def measure(name: str, rows: int, repeat: int, contenders: list[str]) -> dict[str, Any]:
+    """Fills topics of a format, and runs the contenders `repeat` times in turn.
 
-
-<<<<<<< HEAD
-def run(name: str, topics: Topics, job_file: Path, rows: int) -> dict[str, float]:
-    """One contender, alone, in processes of its own."""
-    if name == "ours":
-        return run_ours(job_file, rows)
-    where = ["--bootstrap", topics.bootstrap, "--features", topics.features, "--labels", topics.labels]
-    arguments = {"naive": where, "train_only": ["-c", str(job_file)]}[name]
-    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments, "--rows", str(rows)]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, timeout=_limit_s(rows))
-    result: dict[str, float] = json.loads(done.stdout)
-    return result
-
-
-def run_ours(job_file: Path, rows: int) -> dict[str, float]:
-    """`evertrain run --until-caught-up`, its memory watched from outside.
-
-    Raises RuntimeError if the job fails or does not learn all rows but the few labelled after the window.
+    Each runs on a few rows first, untimed: Evertrain compiles its kernels when they first run after a change.
     """
-    status = job_file.parent / "state" / "status.json"
-    log = job_file.parent / "log"
-    command = [sys.executable, "-m", "pipeline.cli", "run", "-c", str(job_file), "--until-caught-up"]
-    with log.open("wb") as output:
-        job = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
-        try:
-            samples = list(watch(job, status, _limit_s(rows)))
-        finally:
-            job.kill()
-            job.wait()
-    final = read_status(status)
-    learned = final.get("rows_trained", 0)
-    if job.returncode or learned < 0.999 * rows:
-        tail = log.read_text(errors="replace")[-3000:]
-        raise RuntimeError(f"the job ended with {job.returncode} after {learned} of {rows} rows\n{tail}")
-    quarter = next((rss for trained, rss in samples if trained >= rows // 4), samples[-1][1])
-    return {
-        "rows": learned,
-        "seconds": final["seconds"],
-        "rows_per_s": learned / final["seconds"],
-        "rss_mb_at_quarter": round(quarter, 1),
-        "rss_mb_at_end": round(samples[-1][1], 1),
-    }
+    runs: dict[str, list[dict[str, Any]]] = {contender: [] for contender in contenders}
+    with broker() as kafka:
+        small = make_topics(kafka, name, WARM_UP_ROWS, prefix="warm-up")
+        for contender in contenders:
+            run(contender, small, WARM_UP_ROWS)
+        topics = make_topics(kafka, name, rows)
+        for turn in range(repeat):
+            for contender in contenders:
+                result = run(contender, topics, rows)
+                runs[contender].append(result)
+                say(f"{name} {turn + 1}/{repeat} {contender}: {result['rows_per_s']:,.0f} rows/s")
+    return {**summary(name, runs), "n": repeat, "rows": rows, "runs": runs}
 
 
-def watch(job: subprocess.Popen[bytes], status_file: Path, limit_s: float) -> Iterator[tuple[int, float]]:
-    """Rows trained, and MiB resident in learner and readers together, until the readers end.
-
-    Raises TimeoutError after `limit_s`.
-    """
-    deadline = time.monotonic() + limit_s
-    while job.poll() is None:
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"the job has not ended after {limit_s:.0f} s")
-        time.sleep(SAMPLE_S)
-        status = read_status(status_file)
-        readers, trained = status.get("reader_pids"), status.get("rows_trained")
-        if readers and trained:
-            with suppress(psutil.NoSuchProcess):
-                rss = sum(psutil.Process(pid).memory_info().rss for pid in (job.pid, *readers))
-                yield trained, rss / MIB
+def run(contender: str, topics: Topics, rows: int) -> dict[str, Any]:
+    """One contender once, with a state of its own."""
+    with tempfile.TemporaryDirectory(prefix="evertrain-bench-") as directory:
+        return CONTENDERS[contender](topics, topics.write_job(Path(directory)), rows)
 
 
-def read_status(path: Path) -> dict[str, Any]:
-    """What the job last said of itself; empty before it has said anything."""
-    try:
-        status: dict[str, Any] = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    return status
-
-
-def _limit_s(rows: int) -> float:
-    return 600 + rows / 1000
-
-
-def say(line: str) -> None:
-    """Progress, on stderr."""
-    print(line, file=sys.stderr, flush=True)
-=======
 def summary(name: str, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Medians in rows/s, their ratios, and the memory of `ours`, as far as the contenders have run."""
     rates = {contender: median(run["rows_per_s"] for run in results) for contender, results in runs.items()}
@@ -166,7 +102,6 @@ def summary(name: str, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         memory = ("rss_mb_at_quarter", "rss_mb_at_end")
         found |= {name: median(result[name] for result in runs["ours"]) for name in memory}
     return found
->>>>>>> bench
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
@@ -180,7 +115,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Fills the topics of each format once and measures."""
+    """Measures each format."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__)
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help="contenders")
@@ -188,10 +123,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("-o", "--output", choices=("text", "json"), default="text")
     args = parser.parse_args()
-    results = {}
-    for name in args.formats:
-        with broker() as kafka:
-            results[name] = measure(make_topics(kafka, name, args.rows), args.rows, args.repeat, args.only)
+    results = {name: measure(name, args.rows, args.repeat, args.only) for name in args.formats}
     print(json.dumps(results, indent=2) if args.output == "json" else table(results))
 
 
