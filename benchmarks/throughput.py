@@ -84,84 +84,6 @@ def run(contender: str, topics: Topics, rows: int) -> dict[str, Any]:
         return CONTENDERS[contender](topics, topics.write_job(Path(directory)), rows)
 
 
-<<<<<<< HEAD
-def run(name: str, topics: Topics, job_file: Path, rows: int) -> dict[str, float]:
-    """One contender, alone, in processes of its own."""
-    if name == "ours":
-        return run_ours(job_file, rows)
-    where = ["--bootstrap", topics.bootstrap, "--features", topics.features, "--labels", topics.labels]
-    arguments = {"naive": where, "train_only": ["-c", str(job_file)]}[name]
-    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments, "--rows", str(rows)]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, timeout=_limit_s(rows))
-    result: dict[str, float] = json.loads(done.stdout)
-    return result
-
-
-def run_ours(job_file: Path, rows: int) -> dict[str, float]:
-    """`evertrain run --until-caught-up`, its memory watched from outside.
-
-    Raises RuntimeError if the job fails or does not learn all rows but the few labelled after the window.
-    """
-    status = job_file.parent / "state" / "status.json"
-    log = job_file.parent / "log"
-    command = [sys.executable, "-m", "pipeline.cli", "run", "-c", str(job_file), "--until-caught-up"]
-    with log.open("wb") as output:
-        job = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
-        try:
-            samples = list(watch(job, status, _limit_s(rows)))
-        finally:
-            job.kill()
-            job.wait()
-    final = read_status(status)
-    learned = final.get("rows_trained", 0)
-    if job.returncode or learned < 0.999 * rows:
-        tail = log.read_text(errors="replace")[-3000:]
-        raise RuntimeError(f"the job ended with {job.returncode} after {learned} of {rows} rows\n{tail}")
-    quarter = next((rss for trained, rss in samples if trained >= rows // 4), samples[-1][1])
-    return {
-        "rows": learned,
-        "seconds": final["seconds"],
-        "rows_per_s": learned / final["seconds"],
-        "rss_mb_at_quarter": round(quarter, 1),
-        "rss_mb_at_end": round(samples[-1][1], 1),
-    }
-
-
-def watch(job: subprocess.Popen[bytes], status_file: Path, limit_s: float) -> Iterator[tuple[int, float]]:
-    """Rows trained, and MiB resident in learner and readers together, until the readers end.
-
-    Raises TimeoutError after `limit_s`.
-    """
-    deadline = time.monotonic() + limit_s
-    while job.poll() is None:
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"the job has not ended after {limit_s:.0f} s")
-        time.sleep(SAMPLE_S)
-        status = read_status(status_file)
-        readers, trained = status.get("reader_pids"), status.get("rows_trained")
-        if readers and trained:
-            with suppress(psutil.NoSuchProcess):
-                rss = sum(psutil.Process(pid).memory_info().rss for pid in (job.pid, *readers))
-                yield trained, rss / MIB
-
-
-def read_status(path: Path) -> dict[str, Any]:
-    """What the job last said of itself; empty before it has said anything."""
-    try:
-        status: dict[str, Any] = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    return status
-
-
-def _limit_s(rows: int) -> float:
-    return 600 + rows / 1000
-
-
-def say(line: str) -> None:
-    """Progress, on stderr."""
-    print(line, file=sys.stderr, flush=True)
-=======
 def summary(name: str, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Medians in rows/s, their ratios, and the memory of `ours`, as far as the contenders have run."""
     rates = {contender: median(run["rows_per_s"] for run in results) for contender, results in runs.items()}
@@ -180,7 +102,6 @@ def summary(name: str, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         memory = ("rss_mb_at_quarter", "rss_mb_at_end")
         found |= {name: median(result[name] for result in runs["ours"]) for name in memory}
     return found
->>>>>>> bench
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
