@@ -77,7 +77,7 @@ def full_load(name: str, rows: int) -> float:
 
 
 def live(name: str, rate: float, seconds: float, *settings: str) -> dict[str, Any]:
-    """A run on a live stream: the rate kept, and the learner's notes. Versions, if the settings make any, come along."""
+    """A run on a live stream: the rate kept, the learner's notes, and the versions that the settings made."""
     with broker() as kafka, tempfile.TemporaryDirectory(prefix="evertrain-bench-") as folder:
         topics, notes = make_topics(kafka, name), Path(folder) / "notes.npz"
         job = topics.write_job(Path(folder), identity={})

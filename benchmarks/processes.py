@@ -63,8 +63,8 @@ def run_job(job_file: Path, *command: object, rows: int) -> dict[str, float]:
             time.sleep(SAMPLE_S)
             trained = read_status(job_file).get("rows_trained")
             with suppress(psutil.NoSuchProcess):
-                if trained:
-                    samples.append((trained, resident_mib(job.pid)))
+                if trained and (reading := readers(job.pid)):
+                    samples.append((trained, resident_mib([psutil.Process(job.pid), *reading])))
     final = read_status(job_file)
     learned = final.get("rows_trained", 0)
     if job.returncode or learned < 0.999 * rows:
@@ -94,7 +94,6 @@ def readers(pid: int) -> list[psutil.Process]:
     return [child for child in psutil.Process(pid).children() if "consumers.reader" in child.cmdline()]
 
 
-def resident_mib(pid: int) -> float:
-    """Of a learner and its readers together; what they share counts once for each."""
-    found = [psutil.Process(pid), *readers(pid)]
-    return float(sum(process.memory_info().rss for process in found) / MIB)
+def resident_mib(processes: list[psutil.Process]) -> float:
+    """Of all of them; what they share counts once for each."""
+    return float(sum(process.memory_info().rss for process in processes) / MIB)

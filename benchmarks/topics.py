@@ -71,10 +71,11 @@ class Topics:
 
     bootstrap: str
     format: str
+    prefix: str
 
     def of(self, side: Side) -> str:
         """The topic of a side."""
-        return f"{self.format}-{side.name.lower()}"
+        return f"{self.prefix}-{side.name.lower()}"
 
     @property
     def features(self) -> str:
@@ -86,7 +87,7 @@ class Topics:
 
     @property
     def dead_letters(self) -> str:
-        return f"{self.format}-dead"
+        return f"{self.prefix}-dead"
 
     @property
     def options(self) -> list[str]:
@@ -160,9 +161,9 @@ def broker() -> Iterator[KafkaBroker]:
         yield running
 
 
-def make_topics(kafka: KafkaBroker, name: str, rows: int = 0) -> Topics:
-    """The topics of a format, with so many rows in them."""
-    topics = Topics(kafka.bootstrap, name)
+def make_topics(kafka: KafkaBroker, name: str, rows: int = 0, *, prefix: str = "benchmark") -> Topics:
+    """Topics of a format, with so many rows in them."""
+    topics = Topics(kafka.bootstrap, name, prefix)
     names = (topics.features, topics.labels, topics.dead_letters)
     kafka.create_topics(dict.fromkeys(names, PARTITIONS), TOPIC_CONFIG)
     if rows:
