@@ -45,3 +45,12 @@ def njit_inlined(function: F) -> F:
     """For what runs once an event: as a call it would count references to every array of its arguments."""
     compiled: F = numba.njit(inline="always")(function)
     return compiled
+
+
+def njit_borrowing(function: F) -> F:
+    """For what only reads and writes the arrays of its caller and makes none: references are not counted at all.
+
+    A call then costs a few ns, however many arrays go with it; counting takes an atomic operation for each.
+    """
+    compiled: F = numba.njit(cache=True, _nrt=False)(function)
+    return compiled
