@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from consumers.compiled import njit_borrowing, njit_inlined
 from consumers.codecs.words import half, high_word, swapped, word
+from consumers.compiled import njit_borrowing, njit_inlined
 from consumers.record import Bytes1
 
 LENGTH_MAX = 240
