@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from consumers.codecs.scan import FLOAT, INTEGER, OTHER, Found
 from consumers.codecs.words import float_of, high_word, word, zeros_above, zeros_below
-from consumers.compiled import njit_borrowing
+from consumers.compiled import njit_borrowing, njit_merged
 from consumers.record import Bytes1
 
 POWER_MAX = 64
@@ -16,13 +17,78 @@ _EXACT_MAX = 22  # powers of ten up to here are float64
 _TENS = 10.0 ** np.arange(_EXACT_MAX + 1)
 _UNITS = 10 ** np.arange(9, dtype=np.uint64)
 
+_MINUS, _PLUS, _POINT, _ZERO, *_POWER_LETTERS = b"-+.0eE"
+_POWER = tuple(_POWER_LETTERS)
+_INTEGERS = np.uint64(2**63)  # there are so many that are not negative
+
 _TOPS, _ONES = np.uint64(0x8080808080808080), np.uint64(0x0101010101010101)
 _ZEROS, _ABOVE_NINE = _ONES * np.uint64(ord("0")), _ONES * np.uint64(0x80 - 10)
 _PAIRS, _FOURS, _EIGHT = np.uint64(0x00FF00FF00FF00FF), np.uint64(0x0000FFFF0000FFFF), np.uint64(0xFFFFFFFF)
 _8, _16, _32, _10, _100, _10000 = map(np.uint64, (8, 16, 32, 10, 100, 10_000))
 
 
+DIGITS_MAX = 640
+"""Of a number that is taken at all. Python refuses integers of more than 4300, or a limit set no lower than this."""
+
+
+@njit_merged
+def put_number(data: Bytes1, at: int, found: Found, field: int) -> int:
+    """Reads a number as JSON has them, which the end of `data` does not cut off, and returns the place after it, or -1.
+
+    It is OTHER if it is good, but beyond what is done here.
+    """
+    negative = data[at] == _MINUS
+    at += negative
+    first = at
+    value, at = digits(data, at, np.uint64(0))
+    count = at - first
+    if count == 0 or (count > 1 and data[first] == _ZERO):
+        return -1
+    power, whole = 0, True
+    if data[at] == _POINT:
+        value, end = digits(data, at + 1, value)
+        power, at, whole = at + 1 - end, end, False
+        count -= power
+        if power == 0:
+            return -1
+    if data[at] in _POWER:
+        more, at = _signed(data, at + 1)
+        power, whole = power + more, False
+        if at < 0:
+            return -1
+    if count > DIGITS_MAX:
+        return -1
+    if count > 19:
+        count -= _leading_zeros(data, first)
+    if whole and count <= 19 and value < _INTEGERS:
+        found.kind_U[field], found.integer_U[field] = INTEGER, -np.int64(value) if negative else np.int64(value)
+        return at
+    number = rounded(value, power) if count <= 19 and not whole else np.nan
+    found.kind_U[field], found.number_U[field] = OTHER if np.isnan(number) else FLOAT, -number if negative else number
+    return at
+
+
+@njit_merged
+def _signed(data: Bytes1, at: int) -> tuple[int, int]:
+    """An integer that may have a sign, and the place after it, or -1: of many digits it is just far from 0."""
+    negative = data[at] == _MINUS
+    start = at + (negative or data[at] == _PLUS)
+    value, at = digits(data, start, np.uint64(0))
+    power = int(np.int64(value)) if at - start < 10 else 10**10
+    return -power if negative else power, at if at > start else -1
+
+
 @njit_borrowing
+def _leading_zeros(data: Bytes1, at: int) -> int:
+    """How many zeros from `at` on come before the first other digit; the point between them does not count."""
+    count = 0
+    while data[at] in (_ZERO, _POINT):
+        count += data[at] == _ZERO
+        at += 1
+    return count
+
+
+@njit_merged
 def digits(data: Bytes1, at: int, value: np.uint64) -> tuple[np.uint64, int]:
     """What the digits from `at` on make of the number before them, modulo 2**64, and the place after them."""
     while at + 8 <= len(data):
@@ -42,7 +108,7 @@ def digits(data: Bytes1, at: int, value: np.uint64) -> tuple[np.uint64, int]:
     return value, at
 
 
-@njit_borrowing
+@njit_merged
 def _eight(here: np.uint64) -> np.uint64:
     """The number that eight digits make: all pairs at once, then the pairs of those."""
     here = here * _10 + (here >> _8) & _PAIRS
@@ -50,11 +116,12 @@ def _eight(here: np.uint64) -> np.uint64:
     return here * _10000 + (here >> _32) & _EIGHT
 
 
-@njit_borrowing
+@njit_merged
 def rounded(value: np.uint64, power: int) -> float:
     """The float64 nearest to value * 10**power, as Python has it; NaN where that takes more than is done here."""
     if value <= np.uint64(2**53) and abs(power) <= _EXACT_MAX:  # one operation on exact numbers rounds correctly
-        return np.int64(value) / _TENS[-power] if power < 0 else np.int64(value) * _TENS[power]
+        number = float(np.int64(value))  # which is faster than from uint64
+        return number / float(_TENS[-power]) if power < 0 else number * float(_TENS[power])
     if value == np.uint64(0):
         return 0.0
     return _lemire(value, power) if abs(power) <= POWER_MAX else np.nan

@@ -16,7 +16,7 @@ from consumers.codecs.table import RowArrays
 from consumers.codecs.text import valid_text
 from consumers.codecs.words import swapped
 from consumers.codecs.xxh3 import LENGTH_MAX, xxh3_64, xxh3_128
-from consumers.compiled import njit_borrowing
+from consumers.compiled import njit_merged
 from consumers.config import CategoricalColumn, FeaturesConfig, LabelRule, LabelsConfig, NumericColumn
 from consumers.record import Blobs, Bytes1, Float32s, Int64s, Kind, Messages
 
@@ -42,14 +42,11 @@ class MessageArrays(NamedTuple):
     @classmethod
     def of(cls, messages: Messages) -> MessageArrays:
         """The same columns."""
-        keys, values = (Blobs(*map(_read_only, blobs)) for blobs in (messages.keys, messages.values))
-        return cls(_read_only(messages.offset_N), _read_only(messages.timestamp_N), keys, values)
-
-
-def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    view = array.view()
-    view.flags.writeable = False
-    return view
+        columns = (messages.offset_N, messages.timestamp_N, *messages.keys, *messages.values)
+        views: list[Any] = [column[:] for column in columns]
+        for view in views:
+            view.flags.writeable = False
+        return cls(views[0], views[1], Blobs(*views[2:5]), Blobs(*views[5:]))
 
 
 class Found(NamedTuple):
@@ -93,8 +90,8 @@ def planned(config: FeaturesConfig | LabelsConfig, label: LabelRule) -> tuple[li
         parts = [config.key, config.time, config.weight, config.label]
     else:
         parts = [config.key, config.time, None, config.column]
-    names = list(dict.fromkeys(column.name for column in (*numeric, *categorical)))
-    names += dict.fromkeys(name for name in parts if name is not None and name not in names)
+    columns = [column.name for column in numeric] + [column.name for column in categorical]
+    names = list(dict.fromkeys(columns + [name for name in parts if name is not None]))
     index = {name: number for number, name in enumerate(names)}
     key, time, weight, label_field = (-1 if name is None else index[name] for name in parts)
     plan = Plan(
@@ -128,7 +125,7 @@ def new_found(names: int) -> Found:
     )
 
 
-@njit_borrowing
+@njit_merged
 def take(messages: MessageArrays, index: int, found: Found, plan: Plan, rows: RowArrays) -> bool:
     """Makes row `index` of what was found in message `index`, or returns False: the slow way then decides."""
     rows.offset_N[index] = messages.offset_N[index]
@@ -149,7 +146,7 @@ def take(messages: MessageArrays, index: int, found: Found, plan: Plan, rows: Ro
     )
 
 
-@njit_borrowing
+@njit_merged
 def _time(timestamp: int, found: Found, plan: Plan) -> int:
     """The event time; negative where there is none that is good."""
     if plan.time < 0:
@@ -158,7 +155,7 @@ def _time(timestamp: int, found: Found, plan: Plan) -> int:
     return time if found.kind_U[plan.time] == INTEGER and time - plan.max_skew <= timestamp else -1
 
 
-@njit_borrowing
+@njit_merged
 def _number(found: Found, field: int) -> float:
     """A number, or NaN."""
     if found.kind_U[field] == INTEGER:
@@ -166,7 +163,7 @@ def _number(found: Found, field: int) -> float:
     return found.number_U[field] if found.kind_U[field] == FLOAT else np.nan
 
 
-@njit_borrowing
+@njit_merged
 def _label(found: Found, plan: Plan) -> float:
     """A label that the task accepts, or something that is not finite."""
     kind, integer = found.kind_U[plan.label], found.integer_U[plan.label]
@@ -176,7 +173,7 @@ def _label(found: Found, plan: Plan) -> float:
     return value if plan.label_kind == NUMBER or value in (0.0, 1.0) else np.nan
 
 
-@njit_borrowing
+@njit_merged
 def _put_numeric(found: Found, plan: Plan, features_NC: Float32s, index: int) -> bool:
     for column, field in enumerate(plan.numeric_M):
         kind = found.kind_U[field]
@@ -191,7 +188,7 @@ def _put_numeric(found: Found, plan: Plan, features_NC: Float32s, index: int) ->
     return True
 
 
-@njit_borrowing
+@njit_merged
 def _put_categories(data: Bytes1, found: Found, plan: Plan, features_NC: Float32s, index: int) -> bool:
     for number, field in enumerate(plan.category_K):
         kind, bucket = found.kind_U[field], np.uint64(0)
@@ -208,7 +205,7 @@ def _put_categories(data: Bytes1, found: Found, plan: Plan, features_NC: Float32
     return True
 
 
-@njit_borrowing
+@njit_merged
 def _put_key(keys: Blobs, data: Bytes1, found: Found, plan: Plan, key_N2: npt.NDArray[np.uint64], index: int) -> bool:
     in_scratch, start, length = False, keys.start_N[index], keys.length_N[index]
     if plan.key >= 0:
@@ -227,7 +224,7 @@ def _put_key(keys: Blobs, data: Bytes1, found: Found, plan: Plan, key_N2: npt.ND
     return True
 
 
-@njit_borrowing
+@njit_merged
 def _text(found: Found, field: int) -> tuple[bool, int, int]:
     """The canonical text of a key or category: whether it is in `scratch`, its start and length; 0 if there is none."""
     kind = found.kind_U[field]

@@ -8,10 +8,11 @@ from __future__ import annotations
 import numpy as np
 
 from consumers.codecs.words import word, zeros_below
-from consumers.compiled import njit_borrowing
+from consumers.compiled import njit_borrowing, njit_merged
 from consumers.record import Bytes1
 
 QUOTE, BACKSLASH, SPACE = b'"\\ '
+SPACES = tuple(b" \t\n\r")
 
 _TOPS, _ONES = np.uint64(0x8080808080808080), np.uint64(0x0101010101010101)
 _QUOTES, _BACKSLASHES, _SPACES = (_ONES * np.uint64(each) for each in (QUOTE, BACKSLASH, SPACE))
@@ -53,7 +54,7 @@ def after_character(data: Bytes1, at: int, stop: int) -> int:
     return at + size
 
 
-@njit_borrowing
+@njit_merged
 def after_plain(data: Bytes1, at: int, stop: int) -> int:
     """The place of the first byte from `at` on, or `stop`, that is not just itself in JSON.
 
@@ -74,7 +75,7 @@ def after_plain(data: Bytes1, at: int, stop: int) -> int:
     return at
 
 
-@njit_borrowing
+@njit_merged
 def after_text(data: Bytes1, at: int, stop: int) -> int:
     """The place of the quote or backslash that comes first from `at` on, if all before is good."""
     while True:
@@ -145,8 +146,16 @@ def _unit(data: Bytes1, at: int, stop: int) -> int:
         return -1
     code = 0
     for place in range(at + 1, at + 5):
-        digit = np.int64(_DIGIT[data[place]])
+        digit = int(_DIGIT[data[place]])
         if digit > 15:
             return -1
         code = code << 4 | digit
     return code
+
+
+@njit_merged
+def after_spaces(data: Bytes1, at: int) -> int:
+    """The place of the first byte from `at` on that is no space to JSON: the caller knows that there is one."""
+    while data[at] <= SPACE and data[at] in SPACES:
+        at += 1
+    return at

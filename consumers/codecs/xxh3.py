@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from consumers.codecs.words import half, high_word, swapped, word
-from consumers.compiled import njit_borrowing, njit_inlined
+from consumers.compiled import njit_borrowing, njit_merged
 from consumers.record import Bytes1
 
 LENGTH_MAX = 240
@@ -117,56 +117,58 @@ def _long_128(data: Bytes1, start: int, length: int) -> tuple[np.uint64, np.uint
     return _stirred(low + high), _0 - _stirred(low * _PRIME_1 + high * _PRIME_4 + size * _PRIME_2)
 
 
-@njit_inlined
-def _mixed_32(data: Bytes1, first: int, second: int, secret: int, low: np.uint64, high: np.uint64) -> object:
+@njit_merged
+def _mixed_32(
+    data: Bytes1, first: int, second: int, secret: int, low: np.uint64, high: np.uint64
+) -> tuple[np.uint64, np.uint64]:
     low = (low + _mixed_16(data, first, secret)) ^ (word(data, second) + word(data, second + 8))
     high = (high + _mixed_16(data, second, secret + 16)) ^ (word(data, first) + word(data, first + 8))
     return low, high
 
 
-@njit_inlined
+@njit_merged
 def _mixed_16(data: Bytes1, place: int, secret: int) -> np.uint64:
     return _folded(word(data, place) ^ _secret(secret), word(data, place + 8) ^ _secret(secret + 8))
 
 
-@njit_inlined
+@njit_merged
 def _secret(place: int) -> np.uint64:
     return word(_SECRET, place)
 
 
-@njit_inlined
+@njit_merged
 def _few(data: Bytes1, start: int, length: int) -> np.uint64:
     """One to three bytes and their number."""
     first, middle, last = data[start], data[start + length // 2], data[start + length - 1]
     return np.uint64(first) << np.uint64(16) | np.uint64(middle) << np.uint64(24) | np.uint64(last | length << 8)
 
 
-@njit_inlined
+@njit_merged
 def _folded(left: np.uint64, right: np.uint64) -> np.uint64:
     return left * right ^ high_word(left, right)
 
 
-@njit_inlined
+@njit_merged
 def _shifted(value: np.uint64, bits: int) -> np.uint64:
     return value ^ value >> np.uint64(bits)
 
 
-@njit_inlined
+@njit_merged
 def _rotated(value: np.uint64, bits: int) -> np.uint64:
     return value << np.uint64(bits) | value >> np.uint64(64 - bits)
 
 
-@njit_inlined
+@njit_merged
 def _rotated_32(value: np.uint64, bits: int) -> np.uint64:
     return (value << np.uint64(bits) | value >> np.uint64(32 - bits)) & _LOW
 
 
-@njit_inlined
+@njit_merged
 def _stirred(value: np.uint64) -> np.uint64:
     return _shifted(_shifted(value, 37) * _MIX_1, 32)
 
 
-@njit_inlined
+@njit_merged
 def _stirred_64(value: np.uint64) -> np.uint64:
     """As XXH64 does it."""
     return _shifted(_shifted(_shifted(value, 33) * _PRIME_2, 29) * _PRIME_3, 32)
