@@ -42,8 +42,8 @@ class Status(IntEnum):
 
 
 NEXT, END, SLAB, USED, OLDEST, LOADED = range(6)
-"""Places in `TableRows.cursor_6`: next row, end of the open slab, its physical number, places of the index in use, a lower
-bound of the event times of waiting rows, and what is loaded ahead, which means nothing."""
+"""Places in `TableRows.cursor_6`: next row, end of the open slab, its physical number, places of the index in use, a
+lower bound of the event times of waiting rows, and what is loaded ahead, which means nothing."""
 
 BLOCK = 64
 """Events whose places in memory are loaded ahead, all at once: few enough to stay in the nearest cache."""

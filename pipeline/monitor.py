@@ -238,7 +238,7 @@ class Drift:
 
 def _finite(scores_NS: Float32s) -> npt.NDArray[np.bool_]:
     """Which rows can be measured."""
-    finite_NS = np.isfinite(scores_NS)
+    finite_NS: npt.NDArray[np.bool_] = np.isfinite(scores_NS)
     return finite_NS[:, 0] if finite_NS.shape[1] == 1 else finite_NS.all(axis=1)
 
 

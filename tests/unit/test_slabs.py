@@ -96,7 +96,7 @@ def test_keys_are_found_after_others_of_their_chain_were_removed(seed: int, monk
     monkeypatch.setattr(slabs, "INDEX_MIN", 32)
     random, table = np.random.default_rng(seed), new_table()
     table.open_slab()
-    homes_N = random.integers(24, 40, SLAB_ROWS)  # crowded about the end of the index, so that chains go on at its start
+    homes_N = random.integers(24, 40, SLAB_ROWS)  # about the end of the index: chains go on at its start
     insert(table, homes_N + 64 * np.arange(SLAB_ROWS))
     keys = table.columns["key"][:SLAB_ROWS, 0].tolist()
     assert len(table.rows.index_H2) == 32
