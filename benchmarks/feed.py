@@ -17,15 +17,15 @@ COLUMNS = 32
 FEATURES, LABELS = Partition("f", 0), Partition("l", 0)
 
 
-def job(state_dir: Path, *, embedding_rows: int, **tables: Any) -> JobConfig:
-    """A job with 32 numeric columns and one categorical column of `embedding_rows` buckets, the plain MLP and Adam."""
+def job(state_dir: Path, *, embedding_rows: int = 0, **tables: Any) -> JobConfig:
+    """A job with 32 numeric columns, the plain MLP and Adam; with one categorical column if it has buckets."""
     document: dict[str, Any] = {
         "job": {"name": "recovery", "state_dir": str(state_dir)},
         "kafka": {"bootstrap.servers": "unused"},
         "features": {
             "topic": FEATURES.topic,
             "numeric": [f"f{number}" for number in range(COLUMNS)],
-            "categorical": [{"name": "c", "buckets": embedding_rows}],
+            "categorical": [{"name": "c", "buckets": embedding_rows}] if embedding_rows else [],
         },
         "labels": {"topic": LABELS.topic, "column": "y"},
         "join": {"memory": "2GiB"},
@@ -43,27 +43,36 @@ def positions() -> dict[Partition, Position]:
     return {FEATURES: Position(0), LABELS: Position(0)}
 
 
-def spans(config: JobConfig, waiting: int) -> Iterator[Span]:
-    """Feature spans until `waiting` rows wait; then a label span for the oldest after each further one."""
-    random = np.random.default_rng(0)
-    buckets = config.features.categorical[0].buckets
-    for number in range(2**31):
-        features_NC = random.standard_normal((SPAN_ROWS, COLUMNS + 1), np.float32)
-        features_NC[:, -1] = random.integers(1, buckets, SPAN_ROWS)
-        yield _span(Side.FEATURES, number, features_NC)
-        if (number + 1) * SPAN_ROWS > waiting:
-            yield _span(Side.LABELS, number - waiting // SPAN_ROWS, random.integers(0, 2, SPAN_ROWS).astype(np.float32))
+def spans(config: JobConfig, waiting: int, *, shuffled: bool = False) -> Iterator[Span]:
+    """Feature spans until `waiting` rows wait; then a label span after each further one. A row a millisecond.
+
+    Labels are for the oldest rows, in their order; or `shuffled`: each stretch of `waiting` rows gets its labels in
+    random order while the next one arrives, so that a label meets any of the rows that wait. A label is at most
+    twice `waiting` ms late.
+    """
+    random, whole = np.random.default_rng(0), -(-waiting // SPAN_ROWS) * SPAN_ROWS
+    order_W = np.arange(whole)
+    for first in range(0, 2**62, SPAN_ROWS):
+        features_NC = random.standard_normal((SPAN_ROWS, config.features.columns), np.float32)
+        for column, categorical in enumerate(config.features.categorical, COLUMNS):
+            features_NC[:, column] = random.integers(1, categorical.buckets, SPAN_ROWS)
+        times_N = np.arange(first, first + SPAN_ROWS)
+        yield _span(Side.FEATURES, first, times_N, times_N, features_NC)
+        labelled = first - whole  # rows before this one have their label, or the stretch that it is in has
+        if labelled >= 0:
+            start = labelled % whole
+            if shuffled and not start:
+                random.shuffle(order_W)
+            ids_N = labelled - start + order_W[start : start + SPAN_ROWS]
+            yield _span(Side.LABELS, labelled, ids_N, times_N, random.integers(0, 2, SPAN_ROWS).astype(np.float32))
 
 
-def _span(side: Side, number: int, values: np.ndarray) -> Span:
-    first = number * SPAN_ROWS
-    ids_N = np.arange(first, first + SPAN_ROWS, dtype=np.uint64)
-    times_N = ids_N.astype(np.int64)
+def _span(side: Side, first: int, ids_N: np.ndarray, times_N: np.ndarray, values: np.ndarray) -> Span:
     labels = side is Side.LABELS
     events = Events(
-        key_N2=np.stack([ids_N * np.uint64(0x9E3779B97F4A7C15), ids_N], axis=1),
+        key_N2=np.stack([_mixed(ids_N.astype(np.uint64)), ids_N.astype(np.uint64)], axis=1),
         event_time_N=times_N,
-        offset_N=times_N,
+        offset_N=np.arange(first, first + SPAN_ROWS),
         row_N=np.zeros(SPAN_ROWS, np.int32),
         kind_N=np.full(SPAN_ROWS, Kind.EVENT, np.uint8),
         features_NC=np.empty((SPAN_ROWS, 0), np.float32) if labels else values,
@@ -71,4 +80,11 @@ def _span(side: Side, number: int, values: np.ndarray) -> Span:
         label_N=values if labels else None,
     )
     partition = LABELS if labels else FEATURES
-    return Span(partition, first, first + SPAN_ROWS, first, SPAN_ROWS, events, NO_REJECTS)
+    return Span(partition, first, first + SPAN_ROWS, int(times_N[0]), SPAN_ROWS, events, NO_REJECTS)
+
+
+def _mixed(id_N: np.ndarray) -> np.ndarray:
+    """Numbers as spread as hashes are: Steele, Lea & Flood, "Fast Splittable Pseudorandom Number Generators" (2014)."""
+    mixed_N = (id_N ^ (id_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed_N = (mixed_N ^ (mixed_N >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed_N ^ (mixed_N >> np.uint64(31))

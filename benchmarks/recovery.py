@@ -7,7 +7,6 @@ import json
 import math
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -19,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import feed
-from benchmarks.throughput import PARTITIONS, ROOT, TOPIC_CONFIG, Topics, fill, read_status, say
-from consumers.broker import KafkaBroker
+from benchmarks.processes import EVERTRAIN, MIB, read_status, result_of, running, say
+from benchmarks.topics import filled
 from pipeline.config import JobConfig
 from pipeline.learner import Learner
 from pipeline.snapshot import Lineage, Snapshots
@@ -28,7 +27,6 @@ from pipeline.state import State
 from pipeline.store import LocalStore
 from pipeline.train import learn
 
-MIB = 2**20
 EMBEDDING = 8
 ADAM_COPIES = 3  # the weights and Adam's two moments
 STUDENT_T = {10: 2.262, 12: 2.201, 15: 2.145, 20: 2.093}  # two-sided 95 %, n - 1 degrees of freedom
@@ -124,38 +122,33 @@ def cost(repeat: int, *, state_mib: float = 10.0, rows: int = 500_000) -> dict[s
 def restart(repeat: int, *, state_mib: float = 100.0, rows: int = 2_000_000) -> dict[str, Any]:
     """Seconds from SIGKILL to the first step of the next life, on real Kafka, as `status.json` shows it."""
     rows_embedded = int(state_mib * MIB / (4 * EMBEDDING * ADAM_COPIES))
-    with topics(rows) as found, tempfile.TemporaryDirectory(prefix="evertrain-bench-") as folder:
+    with filled("json", rows) as found, tempfile.TemporaryDirectory(prefix="evertrain-bench-") as folder:
         job = found.write_job(Path(folder))
         big = ["--set", f'features.categorical=[{{name="id",buckets={rows_embedded}}}]', "--set", "snapshot.every=1s"]
         times: list[float] = []
-        process = start(job, *big)
-        try:
-            wait_for_step(job, process, after=0.0)
-            for number in range(repeat):
+        killed = 0.0
+        for number in range(repeat + 1):
+            with running(job, EVERTRAIN, "run", "-c", job, *big) as process:
+                stepped = wait_for_step(job, process, after=killed)
+                if number:
+                    times.append(stepped - killed)
+                    say(f"restart {number}/{repeat}: {times[-1]:.1f} s")
                 time.sleep(3)
-                process.kill()
                 killed = time.time()
-                process.wait()
-                process = start(job, *big)
-                times.append(wait_for_step(job, process, after=killed) - killed)
-                say(f"restart {number + 1}/{repeat}: {times[-1]:.1f} s")
-        finally:
-            process.kill()
-            process.wait()
     return {"state_mib": state_mib, "median_s": round(median(times), 1), "max_s": round(max(times), 1), "n": repeat}
 
 
 def outage(repeat: int, *, rows: int = 1_000_000) -> dict[str, Any]:
     """MLflow down against up: the learner's CPU seconds per million rows, and its longest call to the releaser."""
     runs: dict[str, list[dict[str, float]]] = {"up": [], "down": []}
-    with topics(rows) as found:
+    with filled("json", rows) as found:
         for number in range(repeat):
             for which, results in runs.items():
                 with tempfile.TemporaryDirectory(prefix="evertrain-bench-") as folder:
                     job = found.write_job(Path(folder))
                     down = ["--set", "registry.tracking_uri=http://127.0.0.1:9"] if which == "down" else []
                     often = ["--set", "registry.register_every=200000 rows", "--set", "snapshot.every=1s"]
-                    results.append(timed(job, *down, *often, rows=rows))
+                    results.append(result_of("benchmarks.timed_run", "-c", job, *down, *often, rows=rows))
                 say(f"outage {number + 1}/{repeat} {which}: {results[-1]}")
     cpu = {which: median(run["cpu_s"] for run in results) * 1e6 / rows for which, results in runs.items()}
     return {
@@ -166,37 +159,11 @@ def outage(repeat: int, *, rows: int = 1_000_000) -> dict[str, Any]:
     }
 
 
-def timed(job: Path, *args: str, rows: int) -> dict[str, float]:
-    """CPU seconds of the learner while it learned `rows`, and the longest call it made to the releaser."""
-    command = [sys.executable, "-m", "benchmarks.timed_run", "-c", str(job), *args, "--rows", str(rows)]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True, timeout=600)
-    result: dict[str, float] = json.loads(done.stdout)
-    return result
-
-
-@contextmanager
-def topics(rows: int) -> Iterator[Topics]:
-    """Filled topics on a broker of their own."""
-    with tempfile.TemporaryDirectory(prefix="evertrain-bench-") as data, KafkaBroker(Path(data)) as broker:
-        found = Topics(broker.bootstrap, "json")
-        names = (found.features, found.labels, found.dead_letters)
-        broker.create_topics(dict.fromkeys(names, PARTITIONS), TOPIC_CONFIG)
-        fill(broker.bootstrap, found.features, found.labels, rows)
-        yield found
-
-
-def start(job: Path, *args: str) -> subprocess.Popen[bytes]:
-    """`evertrain run` in the background."""
-    command = [sys.executable, "-m", "pipeline.cli", "run", "-c", str(job), *args]
-    with (job.parent / "log").open("ab") as log:
-        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
-
-
 def wait_for_step(job: Path, process: subprocess.Popen[bytes], *, after: float) -> float:
     """When a step was first seen that the process made. Raises RuntimeError if it ends or takes a minute."""
-    path, deadline, first = job.parent / "state" / "status.json", time.monotonic() + 60, None
+    deadline, first = time.monotonic() + 60, None
     while time.monotonic() < deadline and process.poll() is None:
-        status = read_status(path) if path.exists() else {}
+        status = read_status(job)
         if status.get("pid") == process.pid and status["updated_ms"] / 1000 > after:
             rows = status["rows_trained"]
             if first is not None and rows > first:

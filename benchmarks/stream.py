@@ -1,4 +1,4 @@
-"""The input of the benchmarks: a learnable stream with late labels, and two topics filled with it."""
+"""The input of the benchmarks: a learnable stream with late labels, in columns."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import orjson
-from confluent_kafka import Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec
+
+from consumers.record import Side
 
 Float64s: TypeAlias = npt.NDArray[np.float64]
 Int64s: TypeAlias = npt.NDArray[np.int64]
+Table: TypeAlias = dict[str, npt.NDArray[Any]]
+"""Events of one topic: a column of int64 or float64 for each field, in the order of the fields."""
 
 COLUMNS = [f"f{index}" for index in range(32)]
 PARTITIONS = 4
-TOPIC_CONFIG = {"retention.ms": "-1"}  # retention goes by the record's timestamp, and these lie in the past
 FIRST_TIME_MS = 1_700_000_000_000  # fixed: the topics are the same on every machine and day
 DELAY_ROWS_MEAN = 20_000  # event time advances 1 ms a row, so this is the mean delay in ms too
 CHUNK_ROWS = 8_192
-IN_FLIGHT_MAX = 50_000  # messages
+LOT_ROWS = 1_000
 
 
 class Chunk(NamedTuple):
@@ -33,13 +33,12 @@ class Chunk(NamedTuple):
     delays_N: Int64s
 
 
-class Message(NamedTuple):
-    """One record to produce."""
+class Lot(NamedTuple):
+    """Events of one partition, in the order of event time: LOT_ROWS of them, but for a partition's last ones."""
 
-    time: int
-    topic: str
-    key: bytes
-    value: bytes
+    side: Side
+    partition: int
+    events: Table
 
 
 def chunks(rows: int) -> Iterator[Chunk]:
@@ -56,65 +55,70 @@ def chunks(rows: int) -> Iterator[Chunk]:
         yield Chunk(ids_N, features_NC, labels_N, delays_N)
 
 
-def messages(rows: int, features_topic: str, labels_topic: str) -> Iterator[Message]:
-    """Both topics in the order of event time, with the labels that come after the last feature event."""
-    waiting: list[Message] = []
+def feature_events(chunk: Chunk) -> Table:
+    """The feature events of a chunk."""
+    return {
+        "id": chunk.ids_N,
+        "ts": FIRST_TIME_MS + chunk.ids_N,
+        **dict(zip(COLUMNS, chunk.features_NC.T, strict=True)),
+    }
+
+
+def label_events(chunk: Chunk) -> Table:
+    """Its label events, in the order of its rows: each comes after its delay."""
+    return {"id": chunk.ids_N, "ts": FIRST_TIME_MS + chunk.ids_N + chunk.delays_N, "y": chunk.labels_N}
+
+
+def lots(rows: int) -> Iterator[Lot]:
+    """The events of both topics; those of a partition come in the order of event time, and the topics in step."""
+    held: dict[tuple[Side, int], list[Table]] = {(side, p): [] for side in Side for p in range(PARTITIONS)}
+    for side, events in in_step(rows):
+        partition_N = partitions(events["id"])
+        for number in range(PARTITIONS):
+            here = held[side, number]
+            here.append(taken(events, np.flatnonzero(partition_N == number)))
+            if sum(len(part["id"]) for part in here) >= LOT_ROWS:
+                *full, rest = split(joined(here))
+                here[:] = [rest]
+                yield from (Lot(side, number, part) for part in full)
+    for (side, number), here in held.items():
+        yield from (Lot(side, number, part) for part in split(joined(here)) if len(part["id"]))
+
+
+def in_step(rows: int) -> Iterator[tuple[Side, Table]]:
+    """Feature events, and then the label events up to their time; at last the labels that come after all features."""
+    waiting: list[Table] = []
     for chunk in chunks(rows):
-        ids = chunk.ids_N.tolist()
-        now = [
-            _message(features_topic, FIRST_TIME_MS + id_, id_, dict(zip(COLUMNS, row, strict=True)))
-            for id_, row in zip(ids, chunk.features_NC.tolist(), strict=True)
-        ]
-        waiting += [
-            _message(labels_topic, FIRST_TIME_MS + id_ + delay, id_, {"y": label})
-            for id_, label, delay in zip(ids, chunk.labels_N.tolist(), chunk.delays_N.tolist(), strict=True)
-        ]
-        end = FIRST_TIME_MS + ids[-1] + 1
-        now += [message for message in waiting if message.time < end]
-        waiting = [message for message in waiting if message.time >= end]
-        yield from sorted(now, key=_time)
-    yield from sorted(waiting, key=_time)
+        yield Side.FEATURES, feature_events(chunk)
+        labels = joined([*waiting, label_events(chunk)])
+        labels = taken(labels, np.argsort(labels["ts"], kind="stable"))
+        now = int(np.searchsorted(labels["ts"], FIRST_TIME_MS + chunk.ids_N[-1] + 1))
+        yield Side.LABELS, taken(labels, slice(0, now))
+        waiting = [taken(labels, slice(now, None))]
+    yield Side.LABELS, waiting[0]
 
 
-def fill(bootstrap: str, features_topic: str, labels_topic: str, rows: int) -> None:
-    """Produces `rows` feature events and as many label events into fresh topics, compressed with lz4.
-
-    The partition is the key's CRC-32, as librdkafka's `consistent` partitioner has it.
-    Raises RuntimeError if a message was not delivered.
-    """
-    errors: list[Any] = []
-    producer = Producer(
-        {
-            "bootstrap.servers": bootstrap,
-            "compression.type": "lz4",
-            "enable.idempotence": True,  # in order, and none twice
-            "linger.ms": 50,
-            "log_level": 3,  # a young broker makes the first requests wait, which is no news
-            "on_delivery": lambda error, _: errors.append(error),
-            "delivery.report.only.error": True,
-        }
-    )
-    for count, (time, topic, key, value) in enumerate(messages(rows, features_topic, labels_topic)):
-        producer.produce(topic, value, key, zlib.crc32(key) % PARTITIONS, timestamp=time)
-        if count % CHUNK_ROWS == 0:
-            while len(producer) > IN_FLIGHT_MAX:
-                producer.poll(0.05)
-    producer.flush()
-    held = {topic: _records(bootstrap, topic) for topic in (features_topic, labels_topic)}
-    if errors or set(held.values()) != {rows}:
-        raise RuntimeError(f"filling the topics failed: {rows} rows produced, topics hold {held}: {errors[:1]}")
+def partitions(ids_N: Int64s) -> Int64s:
+    """The CRC-32 of the message key, as librdkafka's `consistent` partitioner has it."""
+    return np.array([zlib.crc32(key) for key in keys(ids_N)], np.int64) % PARTITIONS
 
 
-def _message(topic: str, time: int, id_: int, fields: dict[str, Any]) -> Message:
-    return Message(time, topic, b"%d" % id_, orjson.dumps({"id": id_, "ts": time, **fields}))
+def keys(ids_N: Int64s) -> list[bytes]:
+    """Message keys."""
+    return [b"%d" % id_ for id_ in ids_N.tolist()]
 
 
-def _time(message: Message) -> int:
-    return message.time
+def taken(events: Table, which: Any) -> Table:
+    """Some of the events."""
+    return {name: column[which] for name, column in events.items()}
 
 
-def _records(bootstrap: str, topic: str) -> int:
-    """How many records a fresh topic holds: the sum of its end offsets."""
-    wanted = {TopicPartition(topic, number): OffsetSpec.latest() for number in range(PARTITIONS)}
-    admin = AdminClient({"bootstrap.servers": bootstrap})  # a client that is let go never answers
-    return sum(end.result(timeout=30).offset for end in admin.list_offsets(wanted).values())
+def joined(parts: list[Table]) -> Table:
+    """All of the events."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def split(events: Table) -> list[Table]:
+    """Parts of LOT_ROWS events, and one of less, perhaps of none."""
+    count = len(events["id"])
+    return [taken(events, slice(start, start + LOT_ROWS)) for start in range(0, count + 1, LOT_ROWS)]

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from consumers.record import Float32s, Int64s
 
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """N joined rows, copied out of the join table. S is the width of a score."""
+    """N joined rows as they lie in the join table: valid until the join goes on. S is the width of a score."""
 
-    features_NC: Float32s
+    row_N: Int64s
     labels_N: Float32s
-    weights_N: Float32s
-    scores_NS: Float32s  # taken when the feature event was applied
-    event_time_N: Int64s  # of the feature event
+    columns: Mapping[str, npt.NDArray[Any]]  # by row: features [C] and weight; event_time and scores [S] of the feature
 
     def __len__(self) -> int:
         return len(self.labels_N)
+
+    def take(self, name: str, rows: slice = slice(None), out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        """Copies a column of these rows, to `out` if given."""
+        return self.columns[name].take(self.row_N[rows], axis=0, out=out, mode="clip")  # "raise" would copy twice
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +61,11 @@ class Batcher:
         while taken < len(examples):
             count = min(self.size - self.filled, len(examples) - taken)
             source, target = slice(taken, taken + count), slice(self.filled, self.filled + count)
-            self._features_BC[target] = examples.features_NC[source]
             self._labels_B[target] = examples.labels_N[source]
-            self._weights_B[target] = examples.weights_N[source]
-            self._scores_BS[target] = examples.scores_NS[source]
-            self._event_time_B[target] = examples.event_time_N[source]
+            examples.take("features", source, self._features_BC[target])
+            examples.take("weight", source, self._weights_B[target])
+            examples.take("scores", source, self._scores_BS[target])
+            examples.take("event_time", source, self._event_time_B[target])
             self.filled += count
             taken += count
             if self.filled == self.size:

@@ -150,7 +150,8 @@ class StreamConfig(Model):
 
     span: int = Field(default=2048, ge=1, le=2**20)  # messages: identity of the run
     slots: int = Field(default=4, ge=1, le=64)  # spans decoded ahead, per partition
-    reader_memory: SizeBytes = 2**30  # what a reader may use beside its queues: the largest batch, decompressed, twice
+    readers: int = Field(default=1, ge=1, le=64)  # processes that share the partitions
+    reader_memory: SizeBytes = 2**30  # what each may use beside its queues: the largest batch, decompressed, twice
     linger: DurationMs = 50  # a part-filled span waits this long at the end of its partition
     idle_after: DurationMs = 60_000  # a feature partition this far behind the others is idle
     labels_may_idle: bool = False

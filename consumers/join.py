@@ -5,7 +5,7 @@ Every event meets exactly one `Outcome`, or waits; each rule is in `consumers.ke
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from consumers.batch import Examples
 from consumers.config import JoinConfig
 from consumers.errors import ConfigError
 from consumers.kernels import (
+    OLDEST,
     EventRows,
     Findings,
     Outcome,
@@ -24,7 +25,6 @@ from consumers.kernels import (
     apply_labels,
     count_waiting,
     expire,
-    touch,
 )
 from consumers.record import NEVER, Events, Float32s, Int64s, Side
 from consumers.slabs import SlabTable, SlabView, slab_bytes, slab_layout
@@ -88,7 +88,7 @@ class Join:
         spills = self._config.limit > self._config.memory
         return spills and sum(table.resident_bytes for table in self._tables) > self._config.memory
 
-    def apply(self, side: Side, partition: int, events: Events, scores_NS: Float32s | None) -> Examples:
+    def apply(self, side: Side, partition: int, events: Events, scores_NS: Float32s | None) -> Iterator[Examples]:
         """Applies the events of one span, in order. Copies all that it keeps.
 
         Args:
@@ -97,54 +97,49 @@ class Join:
             events: N rows.
             scores_NS: their scores, tombstones included; None for labels.
 
-        Returns:
-            The examples, in the order of the events that completed them.
+        Yields:
+            The examples, in the order of the events that completed them: each time before a new slab is begun, for
+            which one may be evicted that holds them, and at the end.
         """
         mine, theirs = self._tables[side], self._tables[1 - side]
         kernel = apply_features if side is Side.FEATURES else apply_labels
         rules = Rules(self._window, self.watermark - self._window, self._labelled)
-        rows, count = _event_rows(events), len(events)
+        rows, count, done = _event_rows(events), len(events), 0
         found = Findings(np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count, np.float32))
         kept: dict[str, npt.NDArray[Any]] = {}
         if scores_NS is not None:
             kept = {"features": events.features_NC, "weight": events.weight_N, "scores": scores_NS}
-        examples, done = [], 0
-        for table in (mine, theirs):
-            touch(table.rows, rows, 0)
         while done < count:
             if mine.reserve(min(count - done, mine.slab_rows)):
                 self._spill()
             first = mine.next_row
             done, stored, matched = kernel(mine.rows, theirs.rows, rows, done, partition, rules, self.counts_PO, found)
             mine.store(first, found.inserted_N[:stored], kept)
-            # gathered before a slab is evicted: it may hold these rows
-            examples.append(self._gather(found.feature_N[:matched], found.label_N[:matched]))
+            if matched:
+                yield self._examples(found.feature_N[:matched], found.label_N[:matched])
             if done < count:
                 self._make_room(side)
                 mine.open_slab()
-        return _concatenate(examples) if examples else self._gather(found.feature_N, found.label_N)
 
-    def advance(self, watermark: int) -> Examples:
+    def advance(self, watermark: int) -> Iterator[Examples]:
         """Expires what waited for longer than the window, then drops slabs that lie wholly behind it.
 
         The newest slab of a side is never dropped, so that the numbering goes on from it after a restore.
 
-        Returns:
-            Features without a label as negatives, in slab and row order, if `on_expiry` says so, else none.
+        Yields:
+            Features without a label as negatives, in slab and row order, if `on_expiry` says so.
         """
         self.watermark = max(self.watermark, watermark)
         horizon = self.watermark - self._window
         features, labels = self._tables
         expired_N = self._expire(features, horizon, Outcome.EXPIRED)
         self._expire(labels, horizon, Outcome.ORPHAN)
-        if not self._fill_in:
-            expired_N = expired_N[:0]
-        self.filled_in += len(expired_N)
-        examples = self._gather(expired_N, np.zeros(len(expired_N), np.float32))
+        if self._fill_in and len(expired_N):
+            self.filled_in += len(expired_N)
+            yield self._examples(expired_N, np.zeros(len(expired_N), np.float32))
         for table in self._tables:
             while len(table.order) > 1 and table.rows.newest_P[table.order[0]] < horizon:
                 table.drop_oldest()
-        return examples
 
     def add_partition(self) -> None:
         """One more partition is counted, with the next index."""
@@ -242,7 +237,9 @@ class Join:
 
     def _expire(self, table: SlabTable, horizon: int, outcome: Outcome) -> Int64s:
         """Physical rows that expired, in slab and row order."""
-        expired = [np.empty(0, np.int64)]
+        if table.rows.cursor_6[OLDEST] >= horizon:
+            return np.empty(0, np.int64)
+        expired = []
         for slab in table.order:
             if table.rows.oldest_waiting_P[slab] < horizon:
                 start, stop = table.bounds(slab)
@@ -250,20 +247,13 @@ class Join:
                 count, oldest = expire(table.rows, start, stop, horizon, rows_N)
                 table.rows.oldest_waiting_P[slab] = oldest
                 expired.append(rows_N[:count])
-        expired_N = np.concatenate(expired)
-        partition_N = table.rows.partition_R[expired_N]
-        self.counts_PO[:, outcome] += np.bincount(partition_N, minlength=len(self.counts_PO))
+        table.rows.cursor_6[OLDEST] = table.rows.oldest_waiting_P[list(table.order)].min()
+        expired_N = np.concatenate([*expired, np.empty(0, np.int64)])
+        self.counts_PO[:, outcome] += np.bincount(table.rows.partition_R[expired_N], minlength=len(self.counts_PO))
         return expired_N
 
-    def _gather(self, rows_N: Int64s, labels_N: Float32s) -> Examples:
-        columns = self._tables[Side.FEATURES].columns
-        return Examples(
-            features_NC=columns["features"].take(rows_N, axis=0),
-            labels_N=labels_N.copy(),
-            weights_N=columns["weight"].take(rows_N),
-            scores_NS=columns["scores"].take(rows_N, axis=0),
-            event_time_N=columns["event_time"].take(rows_N),
-        )
+    def _examples(self, row_N: Int64s, labels_N: Float32s) -> Examples:
+        return Examples(row_N, labels_N, self._tables[Side.FEATURES].columns)
 
 
 def _event_rows(events: Events) -> EventRows:
@@ -272,10 +262,3 @@ def _event_rows(events: Events) -> EventRows:
     for view in rows:
         view.flags.writeable = False
     return rows
-
-
-def _concatenate(parts: Sequence[Examples]) -> Examples:
-    if len(parts) == 1:
-        return parts[0]
-    names = ("features_NC", "labels_N", "weights_N", "scores_NS", "event_time_N")
-    return Examples(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})

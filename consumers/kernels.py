@@ -41,8 +41,12 @@ class Status(IntEnum):
     WITHDRAWN = 5
 
 
-NEXT, END, SLAB, USED = range(4)
-"""Places in `TableRows.cursor_4`."""
+NEXT, END, SLAB, USED, OLDEST, LOADED = range(6)
+"""Places in `TableRows.cursor_6`: next row, end of the open slab, its physical number, places of the index in use, a
+lower bound of the event times of waiting rows, and what is loaded ahead, which means nothing."""
+
+BLOCK = 64
+"""Events whose places in memory are loaded ahead, all at once: few enough to stay in the nearest cache."""
 
 LAST_TIME = np.iinfo(np.int64).max
 
@@ -55,11 +59,10 @@ class TableRows(NamedTuple):
     partition_R: npt.NDArray[np.int32]
     label_R: Float32s  # [0] for features
     status_R: Bytes1
-    index_H: npt.NDArray[np.signedinteger[Any]]  # physical row or -1; a stale row is harmless
-    tag_H: Bytes1  # a byte of that row's key: where it differs, the row, which may lie on disk, is not read
+    index_H2: npt.NDArray[np.unsignedinteger[Any]]  # physical row + 1 or 0 for none, and the low bits of its key
     oldest_waiting_P: Int64s  # lower bound of the event times of waiting rows
     newest_P: Int64s
-    cursor_4: Int64s  # next row, end of the open slab, its physical number, index places in use
+    cursor_6: Int64s  # see `NEXT`
 
 
 class EventRows(NamedTuple):
@@ -86,72 +89,119 @@ class Rules(NamedTuple):
 
 
 @njit_inlined
+def _tag(table: TableRows, low: np.uint64) -> np.uint64:
+    """The bits of a key that the index holds: its home, and enough to tell it from nearly all others unread."""
+    if table.index_H2.itemsize == 4:
+        return low & np.uint64(0xFFFFFFFF)
+    return low
+
+
+@njit_inlined
 def find(table: TableRows, low: np.uint64, high: np.uint64) -> int:
     """The physical row that holds a key, or -1."""
-    mask = len(table.index_H) - 1
-    place = np.int64(low) & mask
-    tag = np.uint8(high)
+    mask = len(table.index_H2) - 1
+    tag = _tag(table, low)
+    place = np.int64(tag) & mask
     while True:
-        row = table.index_H[place]
+        row = np.int64(table.index_H2[place, 0]) - 1
         if row < 0:
             return -1
-        if table.tag_H[place] == tag and table.key_R2[row, 0] == low and table.key_R2[row, 1] == high:
-            status = table.status_R[row]
-            if status not in (Status.EMPTY, Status.WITHDRAWN):
-                return int(row)
+        if table.index_H2[place, 1] == tag and table.key_R2[row, 0] == low and table.key_R2[row, 1] == high:
+            return int(row)
         place = (place + 1) & mask
 
 
 @njit_cached
-def touch(table: TableRows, events: EventRows, start: int) -> int:
-    """Loads into the cache what `find` will read for the events from `start` on; the result means nothing.
+def _load(table: TableRows, key_N2: npt.NDArray[np.uint64], start: int) -> None:
+    """Loads into the cache what `find` will read for the keys of one block; what it stores means nothing.
 
     Without a branch the processor waits for many of these loads at once; `find` waits for each in turn.
     """
-    mask = len(table.index_H) - 1
+    mask = len(table.index_H2) - 1
     total = np.int64(0)
-    for event in range(start, len(events.key_N2)):
-        place = np.int64(events.key_N2[event, 0]) & mask
-        meets = table.tag_H[place] == np.uint8(events.key_N2[event, 1])
-        row = max(table.index_H[place], 0) * meets
+    for number in range(start, min(start + BLOCK, len(key_N2))):
+        tag = _tag(table, key_N2[number, 0])
+        place = np.int64(tag) & mask
+        row = max(np.int64(table.index_H2[place, 0]) - 1, 0) * (table.index_H2[place, 1] == tag)
         total += np.int64(table.key_R2[row, 0]) + table.status_R[row] + table.event_time_R[row]
-    return int(total)
+    table.cursor_6[LOADED] = total
 
 
 @njit_inlined
 def _enter(table: TableRows, row: int) -> None:
-    """Enters a row, whose key `find` must have reported absent: only then may a stale place be taken."""
-    mask = len(table.index_H) - 1
-    place = np.int64(table.key_R2[row, 0]) & mask
-    while True:
-        known = table.index_H[place]
-        if known < 0:
-            table.cursor_4[USED] += 1
-            break
-        status = table.status_R[known]
-        if status in (Status.EMPTY, Status.WITHDRAWN):
-            break
+    """Enters a row, whose key `find` must have reported absent."""
+    mask = len(table.index_H2) - 1
+    tag = _tag(table, table.key_R2[row, 0])
+    place = np.int64(tag) & mask
+    while table.index_H2[place, 0]:
         place = (place + 1) & mask
-    table.index_H[place] = row
-    table.tag_H[place] = np.uint8(table.key_R2[row, 1])
+    table.index_H2[place, 0] = row + 1
+    table.index_H2[place, 1] = tag
+    table.cursor_6[USED] += 1
+
+
+@njit_inlined
+def _remove(table: TableRows, row: int) -> None:
+    """Takes a row that was entered out of the index.
+
+    Those behind it move up, so that no search stops short: Knuth, "The Art of Computer Programming", 6.4, algorithm R.
+    """
+    mask = len(table.index_H2) - 1
+    place = np.int64(_tag(table, table.key_R2[row, 0])) & mask
+    while np.int64(table.index_H2[place, 0]) != row + 1:
+        place = (place + 1) & mask
+    hole = place
+    while True:
+        place = (place + 1) & mask
+        if not table.index_H2[place, 0]:
+            break
+        home = np.int64(table.index_H2[place, 1]) & mask
+        if (place - home) & mask >= (place - hole) & mask:  # it may stand as early as the hole
+            table.index_H2[hole, 0] = table.index_H2[place, 0]
+            table.index_H2[hole, 1] = table.index_H2[place, 1]
+            hole = place
+    table.index_H2[hole, 0] = 0
+    table.cursor_6[USED] -= 1
 
 
 @njit_cached
 def enter(table: TableRows, start: int, stop: int) -> None:
     """Enters the rows [start, stop) of one slab, none of which is in the index."""
     for row in range(start, stop):
-        status = table.status_R[row]
-        if status not in (Status.EMPTY, Status.WITHDRAWN):
+        if (row - start) % BLOCK == 0:
+            _load_homes(table, row, stop)
+        if table.status_R[row] not in (Status.EMPTY, Status.WITHDRAWN):
             _enter(table, row)
+
+
+@njit_cached
+def remove(table: TableRows, start: int, stop: int) -> None:
+    """Takes the rows [start, stop) of one slab out of the index; from here on they are empty."""
+    for row in range(start, stop):
+        if (row - start) % BLOCK == 0:
+            _load_homes(table, row, stop)
+        if table.status_R[row] not in (Status.EMPTY, Status.WITHDRAWN):
+            _remove(table, row)
+        table.status_R[row] = Status.EMPTY
+
+
+@njit_cached
+def _load_homes(table: TableRows, start: int, stop: int) -> None:
+    """As `_load`, of the index alone, for a block of rows that are entered or removed."""
+    mask = len(table.index_H2) - 1
+    total = np.int64(0)
+    for row in range(start, min(start + BLOCK, stop)):
+        total += table.index_H2[np.int64(_tag(table, table.key_R2[row, 0])) & mask, 0]
+    table.cursor_6[LOADED] = total
 
 
 @njit_inlined
 def _append(table: TableRows, events: EventRows, event: int, partition: int, status: int) -> int:
     """Writes an event to the open slab, which must have room, and returns its physical row."""
-    row = table.cursor_4[NEXT]
-    slab = table.cursor_4[SLAB]
+    row = table.cursor_6[NEXT]
+    slab = table.cursor_6[SLAB]
     time = events.event_time_N[event]
-    table.cursor_4[NEXT] += 1
+    table.cursor_6[NEXT] += 1
     table.key_R2[row, 0] = events.key_N2[event, 0]
     table.key_R2[row, 1] = events.key_N2[event, 1]
     table.event_time_R[row] = time
@@ -161,6 +211,7 @@ def _append(table: TableRows, events: EventRows, event: int, partition: int, sta
     table.newest_P[slab] = max(table.newest_P[slab], time)
     if status == Status.WAITING:
         table.oldest_waiting_P[slab] = min(table.oldest_waiting_P[slab], time)
+        table.cursor_6[OLDEST] = min(table.cursor_6[OLDEST], time)
     return int(row)
 
 
@@ -170,6 +221,7 @@ def _bury(table: TableRows, events: EventRows, event: int, partition: int, count
     counts_PO[partition, Outcome.TOMBSTONE] += 1
     row = find(table, events.key_N2[event, 0], events.key_N2[event, 1])
     if row >= 0 and table.status_R[row] == Status.WAITING:
+        _remove(table, row)
         table.status_R[row] = Status.WITHDRAWN
         counts_PO[table.partition_R[row], Outcome.WITHDRAWN] += 1
 
@@ -192,6 +244,9 @@ def apply_features(
     """
     stored = matched = 0
     for event in range(start, len(events.kind_N)):
+        if (event - start) % BLOCK == 0:
+            _load(mine, events.key_N2, event)
+            _load(theirs, events.key_N2, event)
         if events.kind_N[event] == Kind.TOMBSTONE:
             _bury(mine, events, event, partition, counts_PO)
             continue
@@ -202,7 +257,7 @@ def apply_features(
         if find(mine, low, high) >= 0:
             counts_PO[partition, Outcome.DUPLICATE] += 1
             continue
-        if mine.cursor_4[NEXT] == mine.cursor_4[END]:
+        if mine.cursor_6[NEXT] == mine.cursor_6[END]:
             return event, stored, matched
         label, pair = np.float32(0), rules.labelled
         if rules.labelled:
@@ -240,6 +295,9 @@ def apply_labels(
     """Applies label events; the contract is that of `apply_features`."""
     stored = matched = 0
     for event in range(start, len(events.kind_N)):
+        if (event - start) % BLOCK == 0:
+            _load(mine, events.key_N2, event)
+            _load(theirs, events.key_N2, event)
         if events.kind_N[event] == Kind.TOMBSTONE:
             _bury(mine, events, event, partition, counts_PO)
             continue
@@ -264,7 +322,7 @@ def apply_labels(
             continue
         else:
             status = Status.MATCHED
-        if mine.cursor_4[NEXT] == mine.cursor_4[END]:
+        if mine.cursor_6[NEXT] == mine.cursor_6[END]:
             return event, stored, matched
         row = _append(mine, events, event, partition, status)
         mine.label_R[row] = label

@@ -4,8 +4,8 @@ It owns nothing that matters: whatever it holds can be fetched again. It ends wh
 
 Messages from the learner: ("free", partition index, slot) and ("bound", {partition: offset}).
 Messages to the learner: ("span", ...), ("end", partition index, monotonic time), ("done", partition index),
-("lag", records not yet cut), ("hold", what is wrong outside, or nothing), ("added", partition, its first offset),
-("unreadable", partition, reason, whether it may pass) and ("failed", error).
+("lag", records not yet cut), ("hold", what is wrong outside, or nothing), ("added", a partition of its topics that it
+does not read, its first offset), ("unreadable", partition, reason, whether it may pass) and ("failed", error).
 """
 
 from __future__ import annotations

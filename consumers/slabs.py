@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from consumers import mapping
-from consumers.kernels import END, LAST_TIME, NEXT, SLAB, USED, Status, TableRows, count_waiting, enter
+from consumers.kernels import END, LAST_TIME, NEXT, OLDEST, SLAB, USED, Status, TableRows, count_waiting, enter, remove
 from consumers.record import NEVER, Bytes1, Int64s, Side
 
 INDEX_MIN = 1024
@@ -82,6 +82,7 @@ class SlabTable:
         }
         self.order: deque[int] = deque()  # physical slabs, oldest first; the last one is being filled
         self._free = list(range(capacity))  # a heap: the lowest first, so that memory is used again
+        self._warm: int | None = None  # a free slab that keeps its memory for the next one to be opened
         self._whole_pages = slab_rows % mapping.PAGE == 0
         self._next_number = 0
         self._pinned: set[int] = set()
@@ -94,11 +95,10 @@ class SlabTable:
             partition_R=self.columns["partition"],
             label_R=self.columns.get("label", np.empty(0, np.float32)),
             status_R=mapping.reserve((rows,), np.dtype(np.uint8)),
-            index_H=np.full(INDEX_MIN, -1, np.int32 if rows < 2**31 else np.int64),
-            tag_H=np.empty(INDEX_MIN, np.uint8),
+            index_H2=np.zeros((INDEX_MIN, 2), np.uint32 if rows < 2**32 - 1 else np.uint64),
             oldest_waiting_P=np.empty(capacity, np.int64),
             newest_P=np.empty(capacity, np.int64),
-            cursor_4=np.zeros(4, np.int64),
+            cursor_6=np.array([0, 0, 0, 0, LAST_TIME, 0]),
         )
 
     @property
@@ -109,39 +109,34 @@ class SlabTable:
     @property
     def resident_bytes(self) -> int:
         """Bytes in memory: the slabs that are not mapped, the status of those that are, and the index."""
-        slabs, mapped = len(self.order) + len(self._dropped), len(self._mapped)
-        return slabs * self.slab_bytes - mapped * (self.slab_bytes - self.slab_rows) + self._index_bytes
-
-    @property
-    def _index_bytes(self) -> int:
-        return self.rows.index_H.nbytes + self.rows.tag_H.nbytes
+        slabs, mapped = len(self.order) + len(self._dropped) + (self._warm is not None), len(self._mapped)
+        return slabs * self.slab_bytes - mapped * (self.slab_bytes - self.slab_rows) + self.rows.index_H2.nbytes
 
     @property
     def next_row(self) -> int:
         """Physical row that the next insert takes."""
-        return int(self.rows.cursor_4[NEXT])
+        return int(self.rows.cursor_6[NEXT])
 
     def bounds(self, slab: int) -> tuple[int, int]:
         """Physical rows [start, stop) of a slab that have been filled."""
         start = slab * self.slab_rows
-        return start, self.next_row if slab == self.rows.cursor_4[SLAB] else start + self.slab_rows
+        return start, self.next_row if slab == self.rows.cursor_6[SLAB] else start + self.slab_rows
 
     def open_slab(self) -> None:
         """Begins a new slab; the last one must be full. The caller has made sure that one is free."""
         self.release()
-        slab = heapq.heappop(self._free)
+        slab, self._warm = heapq.heappop(self._free) if self._warm is None else self._warm, None
         self.order.append(slab)
         self._next_number += 1
         self.rows.oldest_waiting_P[slab] = LAST_TIME
         self.rows.newest_P[slab] = NEVER
         start = slab * self.slab_rows
-        self.rows.cursor_4[[NEXT, END, SLAB]] = start, start + self.slab_rows, slab
+        self.rows.cursor_6[[NEXT, END, SLAB]] = start, start + self.slab_rows, slab
 
     def drop_oldest(self) -> None:
-        """Forgets the oldest slab, which must not be the newest. Its places in the index become stale."""
+        """Forgets the oldest slab, which must not be the newest."""
         slab = self.order.popleft()
-        start, stop = self.bounds(slab)
-        self.rows.status_R[start:stop] = Status.EMPTY
+        remove(self.rows, *self.bounds(slab))
         if slab in self._mapped:
             self._mapped.remove(slab)
             mapping.unmap(self._columns_of(slab, slab).values())
@@ -192,28 +187,31 @@ class SlabTable:
 
     def reserve(self, rows: int) -> bool:
         """Makes the index ready for up to `rows` inserts: it is never more than half in use. Whether it grew."""
-        size = before = len(self.rows.index_H)
-        if (int(self.rows.cursor_4[USED]) + rows) * 2 <= size:
-            return False
-        filled = sum(stop - start for start, stop in map(self.bounds, self.order))
-        while size < 3 * (filled + rows):
+        size = before = len(self.rows.index_H2)
+        while (int(self.rows.cursor_6[USED]) + rows) * 2 > size:
             size *= 2
-        if size > before:
-            self._size_index(0)  # the old one goes before the new one comes
-            self._size_index(size)
-        self.rows.index_H.fill(-1)
-        self.rows.cursor_4[USED] = 0
+        if size == before:
+            return False
+        self._size_index(0)  # the old one goes before the new one comes
+        self._size_index(size)
+        self.rows.cursor_6[USED] = 0
         for slab in self.order:
             enter(self.rows, *self.bounds(slab))
             if slab in self._mapped:
                 mapping.release([self._columns_of(slab, slab)["key"]])
-        return size > before
+        return True
 
     def store(self, first: int, taken_M: Int64s, columns_N: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Copies the rows `taken_M` of each column to the physical rows from `first` on."""
+        """Copies the rows `taken_M` of each column, in order, to the physical rows from `first` on."""
+        if not len(taken_M):
+            return
+        start, stop = int(taken_M[0]), int(taken_M[-1]) + 1
         for name, column in columns_N.items():
             target = self.columns[name][first : first + len(taken_M)]
-            column.take(taken_M, axis=0, out=target, mode="clip")  # "raise" would go through a buffer
+            if stop - start == len(taken_M):  # all in a row
+                target[...] = column[start:stop]
+            else:
+                column.take(taken_M, axis=0, out=target, mode="clip")  # "raise" would go through a buffer
 
     def views(self) -> list[SlabView]:
         """All slabs, oldest first."""
@@ -240,16 +238,19 @@ class SlabTable:
         time_N = view.columns["event_time"]
         rows.newest_P[slab] = time_N.max(initial=NEVER)
         rows.oldest_waiting_P[slab] = time_N[view.status == Status.WAITING].min(initial=LAST_TIME)
-        rows.cursor_4[NEXT] += count
+        rows.cursor_6[OLDEST] = min(rows.cursor_6[OLDEST], rows.oldest_waiting_P[slab])
+        rows.cursor_6[NEXT] += count
         enter(rows, start, start + count)
 
     def _size_index(self, size: int) -> None:
-        # Mappings of their own, as large as the largest arrays here are: freed memory goes back, a heap would keep it.
-        index_H = mapping.reserve((size,), self.rows.index_H.dtype)
-        self.rows = self.rows._replace(index_H=index_H, tag_H=mapping.reserve((size,), np.dtype(np.uint8)))
+        # A mapping of its own, as large as the largest arrays here are: freed memory goes back, a heap would keep it.
+        self.rows = self.rows._replace(index_H2=mapping.reserve((size, 2), self.rows.index_H2.dtype))
 
     def _give_back(self, slab: int) -> None:
-        """A dropped slab's place is free, and its memory the system's: it is no part of `resident_bytes` any more."""
+        """A dropped slab's place is free. One keeps its memory: of a steady stream each slab follows one that goes."""
+        if self._warm is None:
+            self._warm = slab
+            return
         if self._whole_pages:
             mapping.release(self._columns_of(slab, slab).values())
         heapq.heappush(self._free, slab)

@@ -6,8 +6,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
@@ -19,6 +20,7 @@ from consumers.reader import PASSING, ReaderJob
 from consumers.record import Added, Lost, Partition, Side, Span
 
 END_BELIEVED_S = 3.0
+END_S = 2.0
 
 
 class ReaderProcess:
@@ -27,7 +29,7 @@ class ReaderProcess:
     def __init__(self, job: ReaderJob) -> None:
         self.arena = Arena.create(job.shape)
         ours, theirs = socket.socketpair()
-        self._pipe = Connection(ours.detach())
+        self.pipe = Connection(ours.detach())
         self._process = subprocess.Popen(
             [sys.executable, "-m", "consumers.reader", str(theirs.fileno()), str(self.arena.descriptor)],
             pass_fds=[theirs.fileno(), self.arena.descriptor],
@@ -44,13 +46,13 @@ class ReaderProcess:
     def tell(self, message: object) -> None:
         """Sends a message. A reader that died does not get it: the next `messages` raises EOFError."""
         with suppress(BrokenPipeError, ConnectionResetError):
-            self._pipe.send(message)
+            self.pipe.send(message)
 
     def messages(self, timeout_s: float) -> Iterator[tuple[Any, ...]]:
         """All that is there, after waiting for the first. Raises EOFError if the reader is gone."""
         try:
-            while self._pipe.poll(timeout_s):
-                yield self._pipe.recv()
+            while self.pipe.poll(timeout_s):
+                yield self.pipe.recv()
                 timeout_s = 0
         except ConnectionResetError:
             raise EOFError from None
@@ -64,12 +66,25 @@ class ReaderProcess:
 
     def close(self) -> None:
         """Ends the reader, within 2 s."""
-        self._pipe.close()  # a reader ends when its pipe does
+        end([self])
+
+    def reap(self, timeout_s: float) -> None:
+        """Waits until a reader whose pipe was closed is gone; kills it after that time."""
         try:
-            self._process.wait(2)
+            self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+def end(readers: Iterable[ReaderProcess]) -> None:
+    """Ends readers, all of them within 2 s."""
+    readers = list(readers)
+    for reader in readers:
+        reader.pipe.close()  # a reader ends when its pipe does
+    deadline = time.monotonic() + END_S
+    for reader in readers:
+        reader.reap(max(0, deadline - time.monotonic()))
 
 
 class Feed:
@@ -92,14 +107,18 @@ class Feed:
         self._index = {partition: index for index, partition in enumerate(self._partitions)}
         self._slots: dict[Partition, deque[tuple[int, int]]] = {p: deque() for p in self._partitions}
 
-    def receive(self, timeout_s: float) -> bool:
-        """Takes all that is there, waiting for the first message. False if the reader is gone."""
+    def receive(self) -> bool:
+        """Takes all that is there. False if the reader is gone."""
         try:
-            for message in self.process.messages(timeout_s):
+            for message in self.process.messages(0):
                 self._take(*message)
         except EOFError:
             return False
         return True
+
+    def death(self) -> str:
+        """How the reader ended; empty if it only wants to be started again, or has said itself what it was."""
+        return "" if self.unreadable else self.process.death()
 
     def taken(self, span: Span | Lost) -> None:
         """Gives the span's slot back, if it was offered here."""

@@ -23,7 +23,7 @@ class TopicWatch:
     def __init__(self, cluster: Cluster, ids: Mapping[str, str], known: set[Partition]) -> None:
         self.missing = ""  # what Kafka does not know at present
         self.outage = ""  # why the newest question was not answered
-        self.new: set[Partition] = set()  # partitions that the topics got
+        self.new: set[Partition] = set()  # partitions beside the known ones
         self._cluster = cluster
         self._ids = {name: topic_id for name, topic_id in ids.items() if topic_id}  # a mock cluster has none
         # When the newest question that was answered well was asked.

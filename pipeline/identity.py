@@ -20,7 +20,8 @@ _FREE = {
     "kafka": {"*"},
     "features": {"start"},
     "labels": {"start"},
-    "stream": {"slots", "reader_memory", "linger", "idle_after", "labels_may_idle"},  # the ledger has what they decide
+    # The ledger has what these decide.
+    "stream": {"slots", "readers", "reader_memory", "linger", "idle_after", "labels_may_idle"},
     "learner": {"device", "threads", "batch_wait"},  # the first two belong to the environment
     "monitor": {"every"},
     "snapshot": {"*"},

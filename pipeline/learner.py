@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +12,9 @@ import torch
 from torch import Tensor
 
 from consumers.batch import Batch
-from consumers.errors import DependencyError
 from consumers.record import Float32s
 from pipeline.config import JobConfig
+from pipeline.device import choose_device, flushed_denormals, keep_freed_memory
 from pipeline.normalise import Standardiser
 from pipeline.task import Scorer, build_task, score_width
 
@@ -38,6 +37,7 @@ class Learner:
     def __init__(self, job: JobConfig) -> None:
         self.device = choose_device(job.learner.device)
         torch.set_num_threads(job.learner.threads)
+        keep_freed_memory()
         torch.manual_seed(job.job.seed)
         self.task = build_task(job)
         self.module = self.task.module().to(self.device)
@@ -50,29 +50,36 @@ class Learner:
         self._standardisers = [m for m in self.module.modules() if isinstance(m, Standardiser)]
         self._parameters = list(self.module.parameters())
         self._buffers = list(self.module.buffers())
+        self._buffers_before = [buffer.clone() for buffer in self._buffers]
         self.module.eval()
 
     def score(self, features_NC: Float32s) -> Float32s:
         """Scores [N, S] with the weights of this moment."""
         return self._score(self.scorer, features_NC)
 
-    @torch.no_grad()
     def _score(self, scorer: Scorer, features_NC: Float32s) -> Float32s:
         rows = len(features_NC)
         scores_NS = np.empty((rows, self.score_width), np.float32)
-        for start in range(0, rows, self.batch_size):
-            stop = min(start + self.batch_size, rows)
-            scores_B = scorer(self._block(features_NC[start:stop]))
-            scores_NS[start:stop] = scores_B.reshape(self.batch_size, -1)[: stop - start].cpu().numpy()
+        with torch.no_grad(), flushed_denormals():
+            for start in range(0, rows, self.batch_size):
+                stop = min(start + self.batch_size, rows)
+                scores_B = scorer(self._block(features_NC[start:stop]))
+                scores_NS[start:stop] = scores_B.reshape(self.batch_size, -1)[: stop - start].cpu().numpy()
         return scores_NS
 
     def step(self, batch: Batch) -> StepReport:
         """Learns from one batch, unless its loss or its gradient norm is not finite."""
         frozen_scores_BS = self._score(self.frozen, batch.features_BC) if self.frozen else None
+        with flushed_denormals():
+            loss, finite = self._step(batch)
+        return StepReport(loss, not finite, frozen_scores_BS)
+
+    def _step(self, batch: Batch) -> tuple[float, bool]:
         features_BC = self._block(batch.features_BC)
         labels_B = torch.from_numpy(batch.labels_B).to(self.device)
         weights_B = torch.from_numpy(batch.weights_B).to(self.device)
-        buffers = [(buffer, buffer.clone()) for buffer in self._buffers]
+        for before, buffer in zip(self._buffers_before, self._buffers, strict=True):
+            before.copy_(buffer)
         generators = self._generators()
 
         self.module.train()
@@ -80,27 +87,30 @@ class Learner:
             standardiser.update(features_BC[:, : len(standardiser.mean_F)], weights_B)
         loss = self.task.loss(self.module(features_BC), labels_B, weights_B)
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
-        value, finite = loss.item(), math.isfinite((loss + norm).item())
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]))
+        value, finite = loss.item(), math.isfinite((loss.detach() + norm).item())
         if finite:
             self.optimizer.step()
         else:
-            for buffer, before in buffers:
+            for before, buffer in zip(self._buffers_before, self._buffers, strict=True):
                 buffer.copy_(before)
             self._set_generators(generators)
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self._parameters:
+            parameter.grad = None
         self.module.eval()
-        return StepReport(value, not finite, frozen_scores_BS)
+        return value, finite
 
     def freeze(self) -> None:
         """Takes the frozen copy that later quality is compared with."""
         self.frozen = copy.deepcopy(self.scorer)
 
     def _block(self, features_NC: Float32s) -> Tensor:
-        """Rows in the one block that every forward uses, so that memory alignment cannot change a bit."""
+        """Rows as the block that every forward uses, so that memory alignment cannot change a bit."""
         rows = len(features_NC)
-        self._block_BC.numpy()[:rows] = features_NC
-        self._block_BC[rows:] = 0
+        block_BC = self._block_BC.numpy()
+        block_BC[:rows] = features_NC
+        block_BC[rows:] = 0
         return self._block_BC.to(self.device)
 
     def weights(self) -> dict[str, np.ndarray]:
@@ -152,17 +162,6 @@ class Learner:
         torch.set_rng_state(states["cpu"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(states["cuda"], self.device)
-
-
-def choose_device(wanted: str) -> torch.device:
-    """The device to train on; CUDA runs with deterministic algorithms. Raises DependencyError without CUDA."""
-    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise DependencyError("learner.device is 'cuda', but torch finds no CUDA device; use 'auto' or 'cpu'")
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    return torch.device("cuda")
 
 
 def _arrays(prefix: str, tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:

@@ -66,7 +66,7 @@ class Monitor:
             frozen_BS = frozen_scores_BS[: batch.rows]
             self._of("frozen", self._config.window).update(frozen_BS, labels_B, weights_B)
             if rows_trained >= (self._config.compare_after or 0):
-                both_B = np.isfinite(live_BS).all(axis=1) & np.isfinite(frozen_BS).all(axis=1)
+                both_B = _finite(live_BS) & _finite(frozen_BS)
                 shared_B = np.where(both_B, weights_B, np.float32(0))
                 self._of("compare_live", 0).update(live_BS, labels_B, shared_B)
                 self._of("compare_frozen", 0).update(frozen_BS, labels_B, shared_B)
@@ -159,9 +159,7 @@ class Drift:
     def observe(self, batch: Batch, rows_trained: int) -> list[Alarm]:
         """The alarms that a batch raises: at most one for the error, and one for each column."""
         real_N = np.flatnonzero(batch.weights_B[: batch.rows] > 0)
-        features_NC = batch.features_BC[: batch.rows]
-        if len(real_N) < batch.rows:
-            features_NC = features_NC[real_N]
+        features_NC = _rows(batch.features_BC[: batch.rows], real_N)
         self._unknown[0] += _mark_seen(features_NC[:, self._numeric :], self._buckets_K, self._seen_K)
         alarms = [
             Alarm(
@@ -174,8 +172,8 @@ class Drift:
             )
             for shift in self._psi.update(features_NC)
         ]
-        scored_N = real_N[np.isfinite(batch.scores_BS[real_N]).all(axis=1)]
-        rises = self._feed(batch.scores_BS[scored_N], batch.labels_B[scored_N])
+        scored_N = real_N[_finite(_rows(batch.scores_BS[: batch.rows], real_N))]
+        rises = self._feed(*(_rows(array[: batch.rows], scored_N) for array in (batch.scores_BS, batch.labels_B)))
         if rises:
             alarms.append(self._concept_alarm(rises[0], scored_N, batch.event_time_B, rows_trained))
         return alarms
@@ -236,6 +234,17 @@ class Drift:
             after - before,
             f"mean error rose from {before:.3g} to {after:.3g}",
         )
+
+
+def _finite(scores_NS: Float32s) -> npt.NDArray[np.bool_]:
+    """Which rows can be measured."""
+    finite_NS: npt.NDArray[np.bool_] = np.isfinite(scores_NS)
+    return finite_NS[:, 0] if finite_NS.shape[1] == 1 else finite_NS.all(axis=1)
+
+
+def _rows(array: Float32s, row_N: Int64s) -> Float32s:
+    """Those rows, in order; the array itself if that is all of it."""
+    return array if len(row_N) == len(array) else array[row_N]
 
 
 @njit_cached

@@ -30,26 +30,30 @@ class Standardiser(nn.Module):
     @torch.no_grad()
     def update(self, numbers_NF: Tensor, weights_N: Tensor) -> None:
         """Merges the rows of weight > 0; NaN does not count."""
-        values_NF = numbers_NF.double()
-        known_N1 = (weights_N > 0).double().unsqueeze(1)
+        values_NF, counted_N = numbers_NF.to(torch.float64, copy=True), (weights_N > 0).double()
         if self.nullable:
-            known_NF = known_N1 * ~values_NF.isnan()
-            values_NF = values_NF.nan_to_num(nan=0.0)
+            known_NF = (~values_NF.isnan()).double()
+            values_NF.nan_to_num_(nan=0.0)
+            batch_count_F = counted_N @ known_NF
         else:
-            known_NF = known_N1
-        batch_count_F = known_NF.sum(dim=0)
-        batch_mean_F = (values_NF * known_NF).sum(dim=0) / batch_count_F.clamp_min(1)
-        batch_m2_F = ((values_NF - batch_mean_F) * known_NF).square().sum(dim=0)
+            known_NF = None
+            batch_count_F = counted_N.sum()
+        batch_mean_F = (counted_N @ values_NF).div_(batch_count_F.clamp_min(1))  # sums, as products with a vector
+        distance_NF = values_NF.sub_(batch_mean_F)
+        if known_NF is not None:
+            distance_NF.mul_(known_NF)
+        batch_m2_F = counted_N @ distance_NF.square_()
 
-        total_F = self.count_F + batch_count_F
-        share_F = batch_count_F / total_F.clamp_min(1)
-        delta_F = batch_mean_F - self.mean_F
-        self.m2_F += batch_m2_F + delta_F.square() * self.count_F * share_F
-        self.mean_F += delta_F * share_F
-        self.count_F += batch_count_F
-
-        variance_F = self.m2_F / self.count_F.clamp_min(1)
-        self.shift_F.copy_(self.mean_F)
+        count_F, mean_F, m2_F = self.count_F, self.mean_F, self.m2_F
+        before_F = count_F.clone()
+        count_F += batch_count_F
+        some_F = count_F.clamp_min(1)
+        share_F = batch_count_F / some_F
+        delta_F = batch_mean_F.sub_(mean_F)
+        mean_F.addcmul_(delta_F, share_F)
+        m2_F += batch_m2_F.addcmul_(delta_F.square_(), before_F.mul_(share_F))
+        variance_F = m2_F / some_F
+        self.shift_F.copy_(mean_F)
         self.scale_F.copy_(torch.where(variance_F > 1e-24, variance_F.rsqrt(), 1.0))
 
     def forward(self, numbers_NF: Tensor) -> Tensor:

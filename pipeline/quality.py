@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from consumers.compiled import njit_cached
+from consumers.compiled import njit_cached, njit_inlined
 from consumers.errors import ConfigError, SnapshotError
 from consumers.record import Float32s, Int64s
 
@@ -171,6 +171,7 @@ def _accumulate(
     ring_weights_W: Float32s,
 ) -> None:
     window = len(ring_labels_W)
+    slot = counts[_ROWS] % window if window else 0
     for row in range(len(labels_B)):
         weight, label = np.float64(weights_B[row]), labels_B[row]
         if not weight > 0:
@@ -183,17 +184,17 @@ def _accumulate(
         elif kind == _BINARY:
             _add_binary(scores_BS[row, 0], label == 1, weight, sums, histogram_K2H)
         else:
-            _add_class(scores_BS[row], int(label), weight, sums, histogram_K2H)
+            _add_class(scores_BS, row, int(label), weight, sums, histogram_K2H)
         if window:
-            slot = counts[_ROWS] % window
             for column in range(scores_BS.shape[1]):
                 ring_scores_WS[slot, column] = scores_BS[row, column]
             ring_labels_W[slot] = label
             ring_weights_W[slot] = weights_B[row]
+            slot = slot + 1 if slot + 1 < window else 0
         counts[_ROWS] += 1
 
 
-@njit_cached
+@njit_inlined
 def _measurable(kind: int, scores_BS: Float32s, row: int, label: float) -> bool:
     for column in range(scores_BS.shape[1]):
         if not np.isfinite(scores_BS[row, column]):
@@ -204,7 +205,7 @@ def _measurable(kind: int, scores_BS: Float32s, row: int, label: float) -> bool:
     return 0 <= label < classes and label == np.floor(label)
 
 
-@njit_cached
+@njit_inlined
 def _add_value(score: float, label: float, weight: float, sums: Float64s) -> None:
     """Weighted running moments of the label: West, "Updating Mean and Variance Estimates" (1979)."""
     error = np.float64(score) - np.float64(label)
@@ -216,7 +217,7 @@ def _add_value(score: float, label: float, weight: float, sums: Float64s) -> Non
     sums[_M2] += weight * distance * (np.float64(label) - sums[_MEAN])
 
 
-@njit_cached
+@njit_inlined
 def _add_binary(score: np.float32, positive: bool, weight: float, sums: Float64s, histogram_12H: Float64s) -> None:
     probability = np.float64(score)
     likelihood = probability if positive else 1 - probability
@@ -227,18 +228,23 @@ def _add_binary(score: np.float32, positive: bool, weight: float, sums: Float64s
     histogram_12H[0, int(positive), _bin(score)] += weight
 
 
-@njit_cached
-def _add_class(score_K: Float32s, label: int, weight: float, sums: Float64s, histogram_K2H: Float64s) -> None:
-    likelihood = np.float64(score_K[label])
+@njit_inlined
+def _add_class(
+    scores_BK: Float32s, row: int, label: int, weight: float, sums: Float64s, histogram_K2H: Float64s
+) -> None:
+    likelihood = np.float64(scores_BK[row, label])
     sums[_WEIGHT] += weight
     sums[_LOGLOSS] -= weight * np.log(min(max(likelihood, LOGLOSS_CLIP), 1 - LOGLOSS_CLIP))
-    if np.argmax(score_K) == label:
+    best = 0
+    for k in range(scores_BK.shape[1]):
+        histogram_K2H[k, int(k == label), _bin(scores_BK[row, k])] += weight
+        if scores_BK[row, k] > scores_BK[row, best]:
+            best = k
+    if best == label:
         sums[_CORRECT] += weight
-    for k in range(len(score_K)):
-        histogram_K2H[k, int(k == label), _bin(score_K[k])] += weight
 
 
-@njit_cached
+@njit_inlined
 def _bin(probability: np.float32) -> int:
     """The histogram bin of a float32: exponent and first 7 mantissa bits of p, or mirrored of 1 - p.
 

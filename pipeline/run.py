@@ -88,7 +88,7 @@ class Run:
             self.state,
             hold=hold,
             lag=self.source.lag,
-            reader_pid=self.source.reader_pid,
+            reader_pids=self.source.reader_pids,
             releaser_pid=self.releaser.pid,
             snapshot={"sequence": self.snapshots.sequence},
         )

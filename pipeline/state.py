@@ -105,12 +105,11 @@ class State:
         if span.rejects.num_rows:
             self.owed.letters.append(Letters(span.partition, _copied(span.rejects)))
         scores_NS = self.learner.score(events.features_NC) if side is Side.FEATURES else None
-        examples = self.join.apply(side, index, events, scores_NS)
-        if side is Side.LABELS and len(examples):
-            self.label_delay_ms = float(events.event_time_N.mean() - examples.event_time_N.mean())
-
         self.positions[span.partition].take(span)
-        yield from self.batcher.add(examples)
+        for examples in self.join.apply(side, index, events, scores_NS):
+            if side is Side.LABELS:
+                self.label_delay_ms = float(events.event_time_N.mean() - examples.take("event_time").mean())
+            yield from self.batcher.add(examples)
         yield from self._advance()
 
     def _apply_lost(self, lost: Lost) -> Iterator[Batch]:
@@ -133,7 +132,8 @@ class State:
         )
 
     def _advance(self) -> Iterator[Batch]:
-        yield from self.batcher.add(self.join.advance(self.watermark))
+        for examples in self.join.advance(self.watermark):
+            yield from self.batcher.add(examples)
 
     def _obey(self, command: Command) -> None:
         if command.name == "register":

@@ -63,8 +63,9 @@ class Binary(MLPTask):
     kind = "binary"
 
     def loss(self, outputs: Tensor, labels_N: Tensor, weights_N: Tensor) -> Tensor:
-        losses_N = functional.binary_cross_entropy_with_logits(outputs.squeeze(1), labels_N, reduction="none")
-        return weighted_mean(losses_N, weights_N)
+        logits_N = outputs.squeeze(1)
+        loss = functional.binary_cross_entropy_with_logits(logits_N, labels_N, weights_N, reduction="sum")
+        return loss / total(weights_N)
 
     def score(self, outputs: Tensor) -> Tensor:
         return outputs.squeeze(1).sigmoid()
@@ -101,7 +102,12 @@ class Regression(MLPTask):
 
 def weighted_mean(values_N: Tensor, weights_N: Tensor) -> Tensor:
     """Mean of `values_N` with `weights_N`; 0 if all weights are 0."""
-    return (values_N * weights_N).sum() / weights_N.sum().clamp_min(1e-12)
+    return (values_N * weights_N).sum() / total(weights_N)
+
+
+def total(weights_N: Tensor) -> Tensor:
+    """The sum of weights as a divisor: never 0."""
+    return weights_N.sum().clamp_min(1e-12)
 
 
 class Scorer(nn.Module):

@@ -18,6 +18,7 @@ from consumers.errors import StreamError
 from consumers.kafka import Cluster
 from consumers.record import Entry, Wait
 from pipeline.config import JobConfig
+from pipeline.identity import with_settings
 from pipeline.learner import Learner
 from pipeline.run import Bounds, Start, _add, _check_topics, _source, _starts
 from pipeline.snapshot import Lineage, Snapshots
@@ -27,6 +28,7 @@ from tests.conftest import TOPIC_CONFIG, produce
 from tests.stream import Record, events, job
 
 ROWS = 400
+READERS = 2  # what happens to one of them, the other one does not feel
 
 _numbers = itertools.count()
 
@@ -92,10 +94,10 @@ class Live:
 
 
 def learned(config: JobConfig) -> dict[str, Any]:
-    """What comes of the topics as they are, in one undisturbed run."""
-    live = Live(config, until_caught_up=True)
+    """What comes of the topics as they are, in one undisturbed run with one reader."""
+    live = Live(with_settings(config, {"stream.readers": 1}), until_caught_up=True)
     try:
-        live.run()
+        live.run(seconds=200)
         return comparable(live.commit())
     finally:
         live.close()
@@ -116,13 +118,13 @@ class Placed(Record):
 class Stream:
     """Two topics of two partitions, and the jobs over them."""
 
-    def __init__(self, broker: Any, folder: Path, tables: dict[str, Any] | None = None, **topic_config: str) -> None:
+    def __init__(self, broker: Any, folder: Path, settings: dict[str, Any] | None = None, **topic_config: str) -> None:
         self.broker = broker
         self.prefix = f"faults-{os.getpid()}-{next(_numbers)}"
         self.features, self.labels = f"{self.prefix}.features", f"{self.prefix}.labels"
-        self.config: JobConfig = job(
-            folder / "state", broker.bootstrap, self.prefix, **{"stream": {"linger": "20ms"}, **(tables or {})}
-        )
+        stream = {"linger": "20ms", "readers": READERS}
+        config = job(folder / "state", broker.bootstrap, self.prefix, stream=stream)
+        self.config: JobConfig = with_settings(config, settings or {})
         self.topic_config = TOPIC_CONFIG | topic_config
         self.records = dict(zip((self.features, self.labels), events(ROWS), strict=True))
         self.create(self.features, self.labels)

@@ -135,7 +135,8 @@ class _EveryEntries:
 
 
 class _Source:
-    lag = reader_pid = None
+    lag = None
+    reader_pids = ()
 
     def __init__(self, story: Story, entries: int | None) -> None:
         self._story = story

@@ -11,15 +11,24 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from consumers.codecs.fields import NUMERIC_MAX
 from consumers.codecs.table import RowArrays
-from consumers.compiled import njit_inlined
+from consumers.codecs.text import valid_text
+from consumers.codecs.words import swapped
+from consumers.codecs.xxh3 import LENGTH_MAX, xxh3_64, xxh3_128
+from consumers.compiled import njit_merged
 from consumers.config import CategoricalColumn, FeaturesConfig, LabelRule, LabelsConfig, NumericColumn
-from consumers.record import Blobs, Bytes1, Int64s, Messages
+from consumers.record import Blobs, Bytes1, Float32s, Int64s, Kind, Messages
 
-MISSING, NULL, BOOL, INTEGER, FLOAT, TEXT, SCRATCH, OTHER = range(8)
-"""What stands in a field. SCRATCH is text too, but its bytes are in `Found.scratch`: it had escapes."""
+MISSING, NULL, BOOL, INTEGER, FLOAT, TEXT, SCRATCH, OTHER, OBJECT = range(9)
+"""What stands in a field. SCRATCH is text too, but its bytes are in `Found.scratch`: it had
+escapes. No part takes OTHER (lists, bytes, numbers beyond float64 and int64, ...) or OBJECT."""
 
 SCRATCH_BYTES = 65_536
+"""Of `Found.scratch`, for scanners to unescape text into."""
+
+INTEGER_BYTES = 20
+"""At the end of `Found.scratch`: the longest int64 in decimal."""
 
 
 class MessageArrays(NamedTuple):
@@ -33,14 +42,11 @@ class MessageArrays(NamedTuple):
     @classmethod
     def of(cls, messages: Messages) -> MessageArrays:
         """The same columns."""
-        keys, values = (Blobs(*map(_read_only, blobs)) for blobs in (messages.keys, messages.values))
-        return cls(_read_only(messages.offset_N), _read_only(messages.timestamp_N), keys, values)
-
-
-def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    view = array.view()
-    view.flags.writeable = False
-    return view
+        columns = (messages.offset_N, messages.timestamp_N, *messages.keys, *messages.values)
+        views: list[Any] = [column[:] for column in columns]
+        for view in views:
+            view.flags.writeable = False
+        return cls(views[0], views[1], Blobs(*views[2:5]), Blobs(*views[5:]))
 
 
 class Found(NamedTuple):
@@ -84,8 +90,8 @@ def planned(config: FeaturesConfig | LabelsConfig, label: LabelRule) -> tuple[li
         parts = [config.key, config.time, config.weight, config.label]
     else:
         parts = [config.key, config.time, None, config.column]
-    names = list(dict.fromkeys(column.name for column in (*numeric, *categorical)))
-    names += dict.fromkeys(name for name in parts if name is not None and name not in names)
+    columns = [column.name for column in numeric] + [column.name for column in categorical]
+    names = list(dict.fromkeys(columns + [name for name in parts if name is not None]))
     index = {name: number for number, name in enumerate(names)}
     key, time, weight, label_field = (-1 if name is None else index[name] for name in parts)
     plan = Plan(
@@ -110,11 +116,131 @@ def new_found(names: int) -> Found:
     """Room for what a scanner finds of so many fields."""
     ints: Any = np.zeros((3, names), np.int64)
     return Found(
-        np.zeros(names, np.uint8), ints[0], np.zeros(names), ints[1], ints[2], np.zeros(SCRATCH_BYTES, np.uint8)
+        np.zeros(names, np.uint8),
+        ints[0],
+        np.zeros(names),
+        ints[1],
+        ints[2],
+        np.zeros(SCRATCH_BYTES + INTEGER_BYTES, np.uint8),
     )
 
 
-@njit_inlined
+@njit_merged
 def take(messages: MessageArrays, index: int, found: Found, plan: Plan, rows: RowArrays) -> bool:
     """Makes row `index` of what was found in message `index`, or returns False: the slow way then decides."""
-    return False
+    rows.offset_N[index] = messages.offset_N[index]
+    rows.row_N[index] = 0
+    rows.kind_N[index] = Kind.EVENT
+    data, timestamp = messages.values.data, messages.timestamp_N[index]
+    rows.event_time_N[index] = _time(timestamp, found, plan)
+    rows.weight_N[index] = weight = 1.0 if plan.weight < 0 else _number(found, plan.weight)
+    rows.label_N[index] = np.nan if plan.label < 0 else _label(found, plan)
+    return (
+        rows.event_time_N[index] >= 0
+        and weight >= 0
+        and np.isfinite(rows.weight_N[index])
+        and (plan.label < 0 or np.isfinite(rows.label_N[index]))
+        and _put_numeric(found, plan, rows.features_NC, index)
+        and _put_categories(data, found, plan, rows.features_NC, index)
+        and _put_key(messages.keys, data, found, plan, rows.key_N2, index)
+    )
+
+
+@njit_merged
+def _time(timestamp: int, found: Found, plan: Plan) -> int:
+    """The event time; negative where there is none that is good."""
+    if plan.time < 0:
+        return timestamp
+    time = found.integer_U[plan.time]
+    return time if found.kind_U[plan.time] == INTEGER and time - plan.max_skew <= timestamp else -1
+
+
+@njit_merged
+def _number(found: Found, field: int) -> float:
+    """A number, or NaN."""
+    if found.kind_U[field] == INTEGER:
+        return float(found.integer_U[field])
+    return found.number_U[field] if found.kind_U[field] == FLOAT else np.nan
+
+
+@njit_merged
+def _label(found: Found, plan: Plan) -> float:
+    """A label that the task accepts, or something that is not finite."""
+    kind, integer = found.kind_U[plan.label], found.integer_U[plan.label]
+    if plan.label_kind == CLASS:
+        return float(integer) if kind == INTEGER and 0 <= integer < plan.classes else np.nan
+    value = float(integer) if kind == BOOL and plan.label_kind == BINARY else _number(found, plan.label)
+    return value if plan.label_kind == NUMBER or value in (0.0, 1.0) else np.nan
+
+
+@njit_merged
+def _put_numeric(found: Found, plan: Plan, features_NC: Float32s, index: int) -> bool:
+    for column, field in enumerate(plan.numeric_M):
+        kind = found.kind_U[field]
+        if kind not in (FLOAT, INTEGER, MISSING, NULL):
+            return False
+        value = _number(found, field)
+        if not abs(value) <= NUMERIC_MAX:
+            if not (np.isnan(value) and plan.nullable_M[column]):
+                return False
+            value = np.nan  # whatever NaN it was
+        features_NC[index, column] = value
+    return True
+
+
+@njit_merged
+def _put_categories(data: Bytes1, found: Found, plan: Plan, features_NC: Float32s, index: int) -> bool:
+    for number, field in enumerate(plan.category_K):
+        kind, bucket = found.kind_U[field], np.uint64(0)
+        if kind in (MISSING, NULL):
+            if not plan.null_K[number]:
+                return False
+        else:
+            in_scratch, start, length = _text(found, field)
+            if not 0 < length <= LENGTH_MAX:
+                return False
+            hashed = xxh3_64(found.scratch, start, length) if in_scratch else xxh3_64(data, start, length)
+            bucket = np.uint64(1) + hashed % np.uint64(plan.buckets_K[number] - 1)
+        features_NC[index, len(plan.numeric_M) + number] = bucket
+    return True
+
+
+@njit_merged
+def _put_key(keys: Blobs, data: Bytes1, found: Found, plan: Plan, key_N2: npt.NDArray[np.uint64], index: int) -> bool:
+    in_scratch, start, length = False, keys.start_N[index], keys.length_N[index]
+    if plan.key >= 0:
+        in_scratch, start, length = _text(found, plan.key)
+    if not 0 < length <= LENGTH_MAX:
+        return False
+    if in_scratch:
+        low, high = xxh3_128(found.scratch, start, length)
+    elif plan.key >= 0:
+        low, high = xxh3_128(data, start, length)
+    elif valid_text(keys.data, start, start + length):
+        low, high = xxh3_128(keys.data, start, length)
+    else:
+        return False
+    key_N2[index, 0], key_N2[index, 1] = swapped(high), swapped(low)
+    return True
+
+
+@njit_merged
+def _text(found: Found, field: int) -> tuple[bool, int, int]:
+    """The canonical text of a key or category: whether it is in `scratch`, its start and length; 0 if there is none."""
+    kind = found.kind_U[field]
+    if kind in (TEXT, SCRATCH):
+        return kind == SCRATCH, found.start_U[field], found.length_U[field]
+    if kind != INTEGER:
+        return False, 0, 0
+    integer, start = found.integer_U[field], len(found.scratch)  # written from the last digit on
+    rest = np.uint64(-integer if integer < 0 else integer)
+    while True:
+        start -= 1
+        found.scratch[start] = np.uint64(48) + rest % np.uint64(10)
+        rest //= np.uint64(10)
+        if not rest:
+            break
+    if integer < 0:
+        start -= 1
+        found.scratch[start] = 45
+    return True, start, len(found.scratch) - start

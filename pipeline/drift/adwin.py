@@ -149,8 +149,8 @@ def _cut(totals_LM: Float64s, m2_LM: Float64s, filled_L: Int64s, delta: float, m
     rows, mean, m2 = _moments(totals_LM, m2_LM, filled_L)
     if rows < 2 * min_window:
         return 0.0, 0.0
-    spread = 2 * m2 / rows * np.log(2 * np.log(rows) / delta)
-    range_term = 2 / 3 * np.log(2 * np.log(rows) / delta)
+    confidence = np.log(2 * np.log(rows) / delta)
+    total, spread, range_term = mean * rows, 2 * m2 / rows * confidence, 2 / 3 * confidence
     old_rows, old_total = 0, 0.0
     for level in range(_LEVELS - 1, -1, -1):
         for bucket in range(filled_L[level]):
@@ -161,9 +161,10 @@ def _cut(totals_LM: Float64s, m2_LM: Float64s, filled_L: Int64s, delta: float, m
                 continue
             if new_rows < min_window:
                 return 0.0, 0.0
-            old_mean, new_mean = old_total / old_rows, (mean * rows - old_total) / new_rows
-            per_m = 1 / old_rows + 1 / new_rows
-            if abs(old_mean - new_mean) > np.sqrt(spread * per_m) + range_term * per_m:
+            per_old, per_new = 1 / old_rows, 1 / new_rows
+            old_mean, new_mean, per_m = old_total * per_old, (total - old_total) * per_new, per_old + per_new
+            beyond = abs(old_mean - new_mean) - range_term * per_m
+            if beyond > 0 and beyond * beyond > spread * per_m:  # beyond the sum with the root, which takes long
                 return old_mean, new_mean
     return 0.0, 0.0
 
@@ -175,12 +176,18 @@ def _moments(totals_LM: Float64s, m2_LM: Float64s, filled_L: Int64s) -> tuple[in
     Summed anew from the buckets: kept up to date by addition and subtraction they would drift over a run
     without end.
     """
-    rows, mean, m2 = 0, 0.0, 0.0
-    for level in range(_LEVELS - 1, -1, -1):
-        size = 1 << level
+    top, rows, total = 0, 0, 0.0
+    for level in range(_LEVELS):
         for bucket in range(filled_L[level]):
-            rows += size
-            distance = totals_LM[level, bucket] / size - mean
-            mean += distance * size / rows
-            m2 += m2_LM[level, bucket] + distance * distance * size * (rows - size) / rows
+            rows += 1 << level
+            total += totals_LM[level, bucket]
+            top = level
+    if not rows:
+        return 0, 0.0, 0.0
+    mean, m2, share = total / rows, 0.0, 1.0  # of one row in a bucket
+    for level in range(top + 1):
+        for bucket in range(filled_L[level]):
+            distance = totals_LM[level, bucket] * share - mean
+            m2 += m2_LM[level, bucket] + distance * distance * (1 << level)
+        share *= 0.5
     return rows, mean, m2

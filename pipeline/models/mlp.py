@@ -48,7 +48,7 @@ def mlp(features: FeaturesConfig, learner: LearnerConfig, outputs: int) -> nn.Se
     widths = [encoder.width, *learner.hidden]
     layers: list[nn.Module] = [encoder]
     for before, after in pairwise(widths):
-        layers += [nn.Linear(before, after), nn.ReLU()]
+        layers += [nn.Linear(before, after), nn.ReLU(inplace=True)]
     head = nn.Linear(widths[-1], outputs)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)

@@ -87,7 +87,7 @@ class Backlog:
     """`InMemorySource` with the face of `KafkaSource`."""
 
     lag: int | None = None
-    reader_pid: int | None = None
+    reader_pids: tuple[int, ...] = ()
 
     def __init__(self, scenario: Scenario, job: JobConfig, commands: Callable[[], Command | None]) -> None:
         self.topics, self.sides, self.stream = scenario.topics, scenario.sides, job.stream

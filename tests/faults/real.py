@@ -1,7 +1,8 @@
 """The kill test with nothing in place of anything: Apache Kafka, an MLflow server, `evertrain run` and its processes.
 
-The topics are filled before. Killed at random: the learner, its reader, its releaser, or all three at once. In the
-end the state, MLflow and the dead letters are compared with those of a run that nobody disturbed.
+The topics are filled before. Killed at random: the learner, one of its readers, its releaser, or all at once. Each
+life has another number of readers. In the end the state, MLflow and the dead letters are compared with those of a run
+that nobody disturbed, and that had one reader.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ from tests.stream import START_MS, Record, events, job_document
 
 ROWS = 16_000
 PARTITIONS = 2
+READERS_MAX = 3
 KILLS_A_RUN = 25  # then it may end
 PAUSE_S = 0.5  # mean time between two kills in one life
-DEAD_S = 10.0  # reader and releaser end within it when their learner is killed
+DEAD_S = 10.0  # readers and releaser end within it when their learner is killed
 ENDED_S = 240.0
 KILLS_A_LIFE = 3  # of a reader or a releaser: they come back later each time, and five at one place are a defect
 TARGETS = {"reader": 10, "releaser": 6, "learner": 3, "all": 1}  # a learner takes long to start
@@ -48,6 +50,7 @@ class RealHarness:
         self.folder = folder
         self.kills: Counter[str] = Counter()
         self.landed: Counter[str] = Counter()
+        self.lives: Counter[str] = Counter()
         self.runs = 0
         self.failed: list[dict[str, Any]] = []
 
@@ -90,7 +93,9 @@ class RealHarness:
         """Lives and kills until all is learned and released. Returns what went wrong."""
         kills_left = KILLS_A_RUN
         while True:
-            process = job.start("--until-caught-up")
+            readers = chance.randint(1, READERS_MAX)
+            process = job.start("--until-caught-up", "--set", f"stream.readers={readers}")
+            self.lives[f"{readers} readers"] += 1
             try:
                 kills_left -= self._disturb(job, process, chance, min(kills_left, self.kills_left))
                 code = process.wait(ENDED_S)
@@ -122,7 +127,8 @@ class RealHarness:
                 continue
             status = job.status()
             self.landed[f"{target}: {status['phase'] if status.get('pid') == process.pid else 'starting'}"] += 1
-            for pid in family.values() if target == "all" else [family[target]]:
+            everyone = [pid for pids in family.values() for pid in pids]
+            for pid in everyone if target == "all" else [chance.choice(family[target])]:
                 _kill(pid)
             killed[target] += 1
         self.kills += killed
@@ -146,6 +152,7 @@ class RealHarness:
             "seed": self.seed,
             "killed": dict(self.kills),
             "landed": dict(sorted(self.landed.items())),
+            "lives": dict(sorted(self.lives.items())),
             "failed": self.failed,
         }
 
@@ -222,19 +229,19 @@ def _fill_topics(kafka: str) -> None:
     produce(kafka, "labels", labels)
 
 
-def _family(learner: int) -> dict[str, int]:
+def _family(learner: int) -> dict[str, list[int]]:
     """The processes of a job that live, by what they are."""
-    found = {"learner": learner}
+    found = {"learner": [learner]}
     for task in _list(f"/proc/{learner}/task"):
         for child in map(int, _read(f"/proc/{learner}/task/{task}/children").split()):
             command = _read(f"/proc/{child}/cmdline")
             for name, module in (("reader", "consumers.reader"), ("releaser", "pipeline.release")):
                 if module in command.split("\0"):
-                    found[name] = child
+                    found.setdefault(name, []).append(child)
     return found
 
 
-def _wait_for(target: str, process: subprocess.Popen[bytes]) -> dict[str, int] | None:
+def _wait_for(target: str, process: subprocess.Popen[bytes]) -> dict[str, list[int]] | None:
     """A job's processes as soon as it has what is to be killed; None if that does not come in time."""
     for _ in range(100):
         family = _family(process.pid)
@@ -250,15 +257,15 @@ def _wait_for_rows(job: Job, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.02)
 
 
-def _outlived(family: dict[str, int]) -> dict[str, int]:
+def _outlived(family: dict[str, list[int]]) -> list[str]:
     """Those that still live some seconds after their learner is gone."""
     deadline = time.monotonic() + DEAD_S
-    others = {name: pid for name, pid in family.items() if name != "learner"}
-    while alive := {name: pid for name, pid in others.items() if os.path.exists(f"/proc/{pid}/exe")}:
+    others = [(name, pid) for name, pids in family.items() for pid in pids if name != "learner"]
+    while alive := [f"{name} {pid}" for name, pid in others if os.path.exists(f"/proc/{pid}/exe")]:
         if time.monotonic() > deadline:
             return alive
         time.sleep(0.05)
-    return {}
+    return []
 
 
 def _kill(pid: int) -> None:

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from pipeline.config import JobConfig
+from pipeline.identity import with_settings
 from tests.jobs import Job
 from tests.kafka_proxy import FETCH
 from tests.live import ROWS, Stream, comparable, learned
@@ -95,7 +96,10 @@ def test_a_frozen_broker_is_waited_for_and_so_is_a_frozen_reader(stream: Stream)
     stream.produce(0, 200)
     live = stream.live()
     live.run(until=lambda: live.read() == 400)
-    for pid, said in ((stream.broker.pid, "neither a record nor"), (live.source.reader_pid, "neither a record nor")):
+    for pid, said in (
+        (stream.broker.pid, "neither a record nor"),
+        (live.source.reader_pids[1], "neither a record nor"),
+    ):
         os.kill(pid, signal.SIGSTOP)
         try:
             live.run(until=lambda: said in live.wait.reason, seconds=60)  # noqa: B023
@@ -107,13 +111,16 @@ def test_a_frozen_broker_is_waited_for_and_so_is_a_frozen_reader(stream: Stream)
     assert live.commit()["counts"]["totals"]["matched"] == 2 * ROWS
 
 
-def test_a_reader_killed_while_it_holds_slots_changes_nothing(stream: Stream) -> None:
+@pytest.mark.parametrize("readers", [1, 2, 3])
+def test_a_reader_killed_while_it_holds_slots_changes_nothing(stream: Stream, readers: int) -> None:
     stream.produce()
     expected = learned(stream.config)
-    live = stream.live(until_caught_up=True)
-    for read in (1, ROWS // 2, ROWS):
+    live = stream.live(config=with_settings(stream.config, {"stream.readers": readers}), until_caught_up=True)
+    for turn, read in enumerate((1, ROWS // 2, ROWS)):
         live.run(until=lambda: live.read() >= read)  # noqa: B023
-        os.kill(live.source.reader_pid or 0, signal.SIGKILL)
+        pids = live.source.reader_pids
+        assert len(pids) == readers
+        os.kill(pids[turn % readers], signal.SIGKILL)
     live.run()
     assert comparable(live.commit()) == expected
 
@@ -173,11 +180,11 @@ def test_a_kafka_that_lets_nobody_in_any_more_holds_the_job_and_says_so(stream: 
 
 def test_the_readers_and_the_releaser_of_a_killed_learner_end(stream: Stream, tmp_path: Path) -> None:
     stream.produce(0, 200)
-    document = job_document(tmp_path / "state", stream.broker.bootstrap, stream.prefix)
+    document = job_document(tmp_path / "state", stream.broker.bootstrap, stream.prefix, stream={"readers": 2})
     started = Job(tmp_path, document)
     process = started.start()
     started.wait_for(lambda: started.status().get("rows_trained"), process)
-    pids = [started.status()[name] for name in ("reader_pid", "releaser_pid")]
+    pids = [*started.status()["reader_pids"], started.status()["releaser_pid"]]
     children = [psutil.Process(pid) for pid in pids]
     process.kill()
     process.wait()

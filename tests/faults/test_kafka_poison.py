@@ -13,7 +13,7 @@ from confluent_kafka import Producer
 
 from consumers.errors import StreamError
 from consumers.record import Lost, Partition
-from tests.live import ROWS, Live, Stream, row
+from tests.live import ROWS, Live, Stream, comparable, learned, row
 from tests.segments import batches, spoil
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -22,8 +22,8 @@ POISONED = range(100, 300)  # rows whose features of partition 0 lie in the batc
 BOMB_BYTES, BOMB_RECORDS = 400 * 2**20, 40
 
 
-def stream_around(broker: Any, folder: Path, tables: dict[str, Any] | None = None) -> Stream:
-    return Stream(broker, folder, tables, **{"max.message.bytes": str(20 * 2**20)})
+def stream_around(broker: Any, folder: Path, settings: dict[str, Any] | None = None) -> Stream:
+    return Stream(broker, folder, settings, **{"max.message.bytes": str(20 * 2**20)})
 
 
 @pytest.fixture
@@ -86,10 +86,11 @@ def test_a_spoiled_batch_is_lost_by_name_and_all_around_it_is_learned(stream: St
     found = letter(live)
     assert (found["topic"], found["partition"], found["offset"]) == (stream.features, 0, 50)
     assert (found["value"], found["value_bytes"], found["reason"]) == (None, 0, lost.reason)
+    assert comparable(manifest) == learned(stream.config)  # as one reader learns it
 
 
 def test_a_decompression_bomb_kills_only_readers_and_the_job_goes_past_it(fault_broker: Any, tmp_path: Path) -> None:
-    stream = stream_around(fault_broker, tmp_path, {"stream": {"linger": "20ms", "reader_memory": "128MiB"}})
+    stream = stream_around(fault_broker, tmp_path, {"stream.reader_memory": "128MiB"})
     stream.produce(0, 200)
     size = BOMB_BYTES // BOMB_RECORDS
     produce_batch(stream, [(None, bytes(size), 1_700_000_000_200)] * BOMB_RECORDS, "lz4", 2**31 - 1)

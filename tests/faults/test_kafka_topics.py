@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -43,11 +44,9 @@ def test_partitions_added_while_the_job_runs_are_read_from_their_beginning(strea
         late = [placed(r, 2) for r in records if 200 <= row(r) < ROWS]
         produce(stream.broker.bootstrap, topic, late)
     live.run(until=reads(live, ROWS))
-    assert {(e.partition.topic, e.partition.number) for e in live.applied if isinstance(e, Added)} == {
-        (stream.features, 2),
-        (stream.labels, 2),
-    }
-    assert list(live.state.positions)[4:] == [Partition(stream.features, 2), Partition(stream.labels, 2)]
+    new = [Partition(stream.features, 2), Partition(stream.labels, 2)]
+    assert [entry.partition for entry in live.applied if isinstance(entry, Added)] == new
+    assert list(live.state.positions)[4:] == new
     assert live.commit()["counts"]["examples"]["trained"] + live.state.batcher.filled == ROWS
 
 
@@ -123,10 +122,13 @@ def test_records_that_retention_takes_before_they_were_fetched_stop_a_running_jo
     stream.produce(0, 200)
     live = stream.live()
     live.run(until=reads(live, 200))
-    os.kill(live.source.reader_pid or 0, 19)  # SIGSTOP: it holds its position, and sees nothing of what comes
+    pids = live.source.reader_pids
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)  # they hold their positions, and see nothing of what comes
     stream.produce(200, ROWS)
     stream.delete_before(stream.features, 150)
-    os.kill(live.source.reader_pid or 0, 18)
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
     error = live.fails()
     assert f"{stream.features}[0]@100" in error
     assert "the log's start to 150" in error

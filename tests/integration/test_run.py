@@ -69,13 +69,13 @@ def test_stopped_in_the_middle_and_started_again_is_the_same_run(
     assert comparable(job.learn_all()) == comparable(straight)
 
 
-def test_a_killed_reader_changes_nothing(
+def test_two_readers_instead_of_one_change_nothing_though_one_of_them_is_killed(
     kafka: Any, stream: dict[str, str], straight: dict[str, Any], tmp_path: Path
 ) -> None:
-    job = make_job(kafka, stream, tmp_path / "reader")
+    job = make_job(kafka, stream, tmp_path / "reader", stream={"readers": 2})
     process = job.start("--until-caught-up")
-    pid = job.wait_for(lambda: job.status().get("reader_pid"), process)
-    os.kill(pid, signal.SIGKILL)
+    _, second = job.wait_for(lambda: job.status().get("reader_pids"), process)
+    os.kill(second, signal.SIGKILL)
     assert process.wait(120) == 0, job.log.read_text()
     assert comparable(job.manifest()) == comparable(straight)
 
@@ -103,7 +103,7 @@ def test_each_joined_id_is_learned_exactly_once_through_kills(
 def test_a_live_job_finishes_what_is_there_on_sigusr1(
     kafka: Any, stream: dict[str, str], straight: dict[str, Any], tmp_path: Path
 ) -> None:
-    job = make_job(kafka, stream, tmp_path / "live")
+    job = make_job(kafka, stream, tmp_path / "live", stream={"readers": 2})
     process = job.start()
     job.wait_for(lambda: job.status().get("rows_trained") == ROWS, process)
     process.send_signal(signal.SIGUSR1)

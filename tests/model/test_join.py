@@ -206,29 +206,35 @@ class Oracle:
         return sum(row["status"] == "waiting" and row["partition"] == partition for row in rows)
 
 
+def copied_out(examples: Examples) -> Examples:
+    """As the batcher does, before the join goes on."""
+    names = ("features", "weight", "scores", "event_time")
+    return Examples(np.arange(len(examples)), examples.labels_N.copy(), {name: examples.take(name) for name in names})
+
+
 def run(join: Join, steps: list[Apply | Advance], first_id: int, labelled: bool) -> list[Examples]:
     outputs = []
     for step in steps:
         if isinstance(step, Advance):
-            outputs.append(join.advance(step.watermark))
+            outputs += map(copied_out, join.advance(step.watermark))
             continue
         events = to_events(step, first_id, labelled)
         scores_N1 = events.weight_N[:, None] * 2 if step.side is Side.FEATURES else None
-        outputs.append(join.apply(step.side, step.partition, events, scores_N1))
+        outputs += map(copied_out, join.apply(step.side, step.partition, events, scores_N1))
         first_id += len(step.events)
     return outputs
 
 
 def ids_and_labels(outputs: list[Examples]) -> list[tuple[int, float]]:
     for examples in outputs:
-        id_N = examples.features_NC[:, 0]
-        np.testing.assert_array_equal(examples.features_NC[:, 1], -id_N)
-        np.testing.assert_array_equal(examples.weights_N, id_N + 0.5)
-        np.testing.assert_array_equal(examples.scores_NS, examples.weights_N[:, None] * 2)
+        id_N = examples.take("features")[:, 0]
+        np.testing.assert_array_equal(examples.take("features")[:, 1], -id_N)
+        np.testing.assert_array_equal(examples.take("weight"), id_N + 0.5)
+        np.testing.assert_array_equal(examples.take("scores"), examples.take("weight")[:, None] * 2)
     return [
         (int(number), float(label))
         for examples in outputs
-        for number, label in zip(examples.features_NC[:, 0], examples.labels_N, strict=True)
+        for number, label in zip(examples.take("features")[:, 0], examples.labels_N, strict=True)
     ]
 
 
@@ -237,17 +243,7 @@ def new_join(config: JoinConfig, labelled: bool = False) -> Join:
 
 
 def as_bytes(outputs: list[Examples]) -> list[bytes]:
-    return [
-        array.tobytes()
-        for examples in outputs
-        for array in (
-            examples.features_NC,
-            examples.labels_N,
-            examples.weights_N,
-            examples.scores_NS,
-            examples.event_time_N,
-        )
-    ]
+    return [array.tobytes() for examples in outputs for array in (examples.labels_N, *examples.columns.values())]
 
 
 def snapshot_bytes(join: Join) -> list[Any]:
@@ -500,7 +496,7 @@ def test_nothing_that_was_passed_in_is_kept() -> None:
     step = features(Event(1, 5), Event(2, 5))
     events = to_events(step, 0, False)
     scores_N1 = events.weight_N[:, None] * 2
-    join.apply(Side.FEATURES, 0, events, scores_N1)
+    list(join.apply(Side.FEATURES, 0, events, scores_N1))
     for array in (events.key_N2, events.event_time_N, events.features_NC, events.weight_N, scores_N1):
         array.fill(77)  # the slot of a reader, given back
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -131,14 +132,18 @@ def apply(joins: list[Join], side: Side, events: Events, watermark: int) -> list
     """Applies one span to each join; what each puts out, as bytes."""
     scores_N1 = events.features_NC[:, :1] * 2 if side is Side.FEATURES else None
     return [
-        as_bytes(join.apply(side, PARTITION[side], events, scores_N1)) + as_bytes(join.advance(watermark))
+        [
+            array
+            for examples in chain(join.apply(side, PARTITION[side], events, scores_N1), join.advance(watermark))
+            for array in as_bytes(examples)
+        ]
         for join in joins
     ]
 
 
 def as_bytes(examples: Examples) -> list[bytes]:
-    names = ("features_NC", "labels_N", "weights_N", "scores_NS", "event_time_N")
-    return [getattr(examples, name).tobytes() for name in names]
+    names = ("features", "weight", "scores", "event_time")
+    return [examples.labels_N.tobytes(), *(examples.take(name).tobytes() for name in names)]
 
 
 def content(join: Join) -> list[Any]:
@@ -287,13 +292,13 @@ def test_other_limits_from_here_on_evict_or_make_room(tmp_path: Path) -> None:
 
 
 def test_when_the_index_grows_slabs_make_room_for_it_at_once(tmp_path: Path) -> None:
-    memory = 12 * LEAST
+    memory = 24 * LEAST
     small, stream = Snapshotted(new_join(config(memory=memory)), tmp_path), Stream(9, labelled=0.0)
     grown, features = 0, small.join._tables[Side.FEATURES]
     for side, events in stream.spans(400):
-        before = len(features.rows.index_H), small.mapped
+        before = len(features.rows.index_H2), small.mapped
         apply([small.join], side, events, 0)
-        if before[1] and len(features.rows.index_H) > before[0]:
+        if before[1] and len(features.rows.index_H2) > before[0]:
             grown += 1
             assert small.mapped > before[1]
             assert sum(table.resident_bytes for table in small.join._tables) <= memory + FEATURE_SLAB

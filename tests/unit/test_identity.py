@@ -59,6 +59,7 @@ CLASSES = {
     "stream": {
         "span": IDENTITY,
         "slots": FREE,
+        "readers": FREE,
         "reader_memory": FREE,
         "linger": FREE,
         "idle_after": FREE,

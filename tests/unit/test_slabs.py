@@ -15,8 +15,9 @@ from consumers.kernels import (
     Status,
     apply_labels,
     find,
+    remove,
 )
-from consumers.record import Side
+from consumers.record import Kind, Side
 from consumers.slabs import SlabTable, slab_layout
 
 SLAB_ROWS = 16
@@ -26,22 +27,32 @@ def new_table(side: Side = Side.LABELS, capacity: int = 4) -> SlabTable:
     return SlabTable(side, slab_layout(side, 2, 1), SLAB_ROWS, capacity)
 
 
-def insert(table: SlabTable, keys: range, time: int = 0) -> None:
+def insert(table: SlabTable, keys: range | np.ndarray, time: int = 0) -> None:
     """Stores waiting labels with these keys; they must fit into the open slab."""
+    table.reserve(len(keys))
+    first = table.next_row
+    assert apply(table, keys, time, Kind.EVENT) == len(keys)
+    assert table.next_row == first + len(keys)
+
+
+def insert_tombstone(table: SlabTable, key: int) -> None:
+    """Withdraws the waiting label of a key."""
+    assert apply(table, range(key, key + 1), 0, Kind.TOMBSTONE) == 0
+
+
+def apply(table: SlabTable, keys: range | np.ndarray, time: int, kind: Kind) -> int:
+    """Applies label events; how many were stored."""
     count = len(keys)
     key_N2 = np.zeros((count, 2), np.uint64)
     key_N2[:, 0] = keys
-    events = EventRows(key_N2, np.full(count, time), np.zeros(count, np.uint8), np.array(keys, np.float32))
+    events = EventRows(key_N2, np.full(count, time), np.full(count, kind, np.uint8), np.array(keys, np.float32))
     for array in events:
         array.flags.writeable = False
     found = Findings(np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count, np.float32))
-    table.reserve(count)
-    first = table.next_row
-    counts_PO = np.zeros((1, 9), np.int64)
-    others = new_table(Side.FEATURES)
+    counts_PO, others = np.zeros((1, 9), np.int64), new_table(Side.FEATURES)
     done, stored, _ = apply_labels(table.rows, others.rows, events, 0, 0, Rules(10, -100, False), counts_PO, found)
-    assert done == stored == count
-    assert table.next_row == first + count
+    assert done == count
+    return int(stored)
 
 
 def rows_of(table: SlabTable, *keys: int) -> list[int]:
@@ -80,33 +91,53 @@ def test_keys_of_a_dropped_slab_are_absent_even_when_its_rows_are_filled_anew() 
     assert rows_of(table, 3, 103, 203) == [-1, SLAB_ROWS + 3, 3]
 
 
-def test_a_key_is_found_past_places_that_went_stale_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slabs, "INDEX_MIN", 64)
-    table = new_table()
+@pytest.mark.parametrize("seed", range(20))
+def test_keys_are_found_after_others_of_their_chain_were_removed(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slabs, "INDEX_MIN", 32)
+    random, table = np.random.default_rng(seed), new_table()
     table.open_slab()
-    insert(table, range(0, 64 * 8, 64))  # one chain: all hash to the first place
-    table.rows.status_R[:6] = Status.WITHDRAWN
-    used = table.rows.cursor_4[USED]
+    homes_N = random.integers(24, 40, SLAB_ROWS)  # about the end of the index: chains go on at its start
+    insert(table, homes_N + 64 * np.arange(SLAB_ROWS))
+    keys = table.columns["key"][:SLAB_ROWS, 0].tolist()
+    assert len(table.rows.index_H2) == 32
+    for gone in random.permutation(SLAB_ROWS).tolist():
+        remove(table.rows, gone, gone + 1)
+        expected = [row if table.rows.status_R[row] else -1 for row in range(SLAB_ROWS)]
+        assert rows_of(table, *keys) == expected
+    assert not table.rows.index_H2[:, 0].any()
+    assert table.rows.cursor_6[USED] == 0
 
-    insert(table, range(64 * 8, 64 * 10, 64))
 
-    assert table.rows.cursor_4[USED] == used  # two stale places were taken
-    assert rows_of(table, 0, 64 * 7, 64 * 8, 64 * 9) == [-1, 7, 8, 9]
+def test_a_withdrawn_key_is_absent_and_leaves_the_index_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = new_table()
+    fill(table, 0)
+    fill(table, 100)
+    insert_tombstone(table, 3)
+    assert rows_of(table, 2, 3, 4) == [2, -1, 4]
+    table.drop_oldest()
+    assert rows_of(table, 2, 4, 103) == [-1, -1, SLAB_ROWS + 3]
+    assert table.rows.cursor_6[USED] == SLAB_ROWS
 
 
-def test_the_index_grows_with_the_rows_and_forgets_stale_places_when_rebuilt(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_index_grows_with_the_rows_and_what_is_dropped_leaves_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slabs, "INDEX_MIN", 2)
     table = new_table(capacity=3)
     for number in range(40):
         if len(table.order) == 3:
             table.drop_oldest()
         fill(table, 100 * number)
-        assert int(table.rows.cursor_4[USED]) * 2 <= len(table.rows.index_H)
+        assert int(table.rows.cursor_6[USED]) == SLAB_ROWS * len(table.order)
         assert rows_of(table, 100 * number + 5) == [table.order[-1] * SLAB_ROWS + 5]
 
-    assert len(table.rows.index_H) == 256  # four places for each of 48 rows, as a power of two
+    assert len(table.rows.index_H2) == 128  # two places for each of 48 rows, as a power of two
+
+
+@pytest.mark.parametrize("rows", [np.uint32, np.uint64])
+def test_an_index_of_more_rows_than_32_bits_number_works_alike(rows: type) -> None:
+    table = new_table()
+    table.rows = table.rows._replace(index_H2=np.zeros((slabs.INDEX_MIN, 2), rows))
+    fill(table, 2**32 - 8)
+    assert rows_of(table, 2**32 - 8, 2**32 + 7, 0, 7) == [0, 15, -1, -1]
 
 
 def test_a_view_shows_what_is_filled_and_its_columns_are_views() -> None:
@@ -140,7 +171,7 @@ def test_a_loaded_slab_goes_on_where_it_stopped() -> None:
     (view,) = again.views()
     assert (view.number, view.columns["label"].tolist()) == (1, [100, 101, 102, 103, 104])
     assert rows_of(again, 102, 103) == [2, 3]
-    slab = again.rows.cursor_4[SLAB]
+    slab = again.rows.cursor_6[SLAB]
     assert (again.rows.oldest_waiting_P[slab], again.rows.newest_P[slab]) == (7, 9)
 
 

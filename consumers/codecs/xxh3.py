@@ -1,0 +1,174 @@
+"""XXH3 with seed 0 of short texts, compiled: the same bits as the package xxhash, which hashes the long ones.
+
+The algorithm is https://github.com/Cyan4973/xxHash/blob/v0.8.2/doc/xxhash_spec.md, the constants are its own.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from consumers.codecs.words import half, high_word, swapped, word
+from consumers.compiled import njit_borrowing, njit_merged
+from consumers.record import Bytes1
+
+LENGTH_MAX = 240
+"""Bytes of the longest text; beyond it the algorithm is another one."""
+
+_SECRET = np.frombuffer(
+    bytes.fromhex(
+        "b8fe6c3923a44bbe7c01812cf721ad1cded46de9839097db7240a4a4b7b3671fcb79e64eccc0e578825ad07dccff7221"
+        "b8084674f743248ee03590e6813a264c3c2852bb91c300cb88d0658b1b532ea371644897a20df94e3819ef46a9deacd8"
+        "a8fa763fe39c343ff9dcbbc7c70b4f1d8a51e04bcdb45931c89f7ec9d9787364eac5ac8334d3ebc3c581a0fffa1363eb"
+        "170ddd51b7f0da49d316552629d4689e2b16be587d47a1fc8ff8b8d17ad031ce45cb3a8f95160428afd7fbcabb4b407e"
+    ),
+    np.uint8,
+)
+_PRIME_1, _PRIME_2 = np.uint64(0x9E3779B185EBCA87), np.uint64(0xC2B2AE3D27D4EB4F)
+_PRIME_3, _PRIME_4 = np.uint64(0x165667B19E3779F9), np.uint64(0x85EBCA77C2B2AE63)
+_PRIME_32 = np.uint64(0x85EBCA77)
+_MIX_1, _MIX_2 = np.uint64(0x165667919E3779F9), np.uint64(0x9FB21C651E98DF25)
+_LOW = np.uint64(0xFFFFFFFF)
+_0, _1, _2, _32 = np.uint64(0), np.uint64(1), np.uint64(2), np.uint64(32)
+
+
+@njit_borrowing
+def xxh3_64(data: Bytes1, start: int, length: int) -> np.uint64:
+    """XXH3-64 of `length` <= LENGTH_MAX bytes from `start` on."""
+    size = np.uint64(length)
+    if length > 16:
+        return _long_64(data, start, length)
+    if length > 8:
+        low = word(data, start) ^ _secret(24) ^ _secret(32)
+        high = word(data, start + length - 8) ^ _secret(40) ^ _secret(48)
+        return _stirred(size + swapped(low) + high + _folded(low, high))
+    if length > 3:
+        both = half(data, start + length - 4) + (half(data, start) << _32)
+        mixed = both ^ _secret(8) ^ _secret(16)
+        mixed ^= _rotated(mixed, 49) ^ _rotated(mixed, 24)
+        mixed *= _MIX_2
+        mixed ^= (mixed >> np.uint64(35)) + size
+        return _shifted(mixed * _MIX_2, 28)
+    if length > 0:
+        return _stirred_64(_few(data, start, length) ^ half(_SECRET, 0) ^ half(_SECRET, 4))
+    return _stirred_64(_secret(56) ^ _secret(64))
+
+
+@njit_borrowing
+def xxh3_128(data: Bytes1, start: int, length: int) -> tuple[np.uint64, np.uint64]:
+    """XXH3-128 of `length` <= LENGTH_MAX bytes from `start` on: its low and its high word."""
+    size = np.uint64(length)
+    if length > 16:
+        return _long_128(data, start, length)
+    if length > 8:
+        high = word(data, start + length - 8)
+        mixed = word(data, start) ^ high ^ _secret(32) ^ _secret(40)
+        high ^= _secret(48) ^ _secret(56)
+        low = mixed * _PRIME_1 + ((size - _1) << np.uint64(54))
+        high += high_word(mixed, _PRIME_1) + (high & _LOW) * (_PRIME_32 - _1)
+        low ^= swapped(high)
+        return _stirred(low * _PRIME_2), _stirred(high_word(low, _PRIME_2) + high * _PRIME_2)
+    if length > 3:
+        mixed = half(data, start) + (half(data, start + length - 4) << _32)
+        mixed ^= _secret(16) ^ _secret(24)
+        factor = _PRIME_1 + (size << _2)
+        low, high = mixed * factor, high_word(mixed, factor)
+        high += low << _1
+        low ^= high >> np.uint64(3)
+        return _shifted(_shifted(low, 35) * _MIX_2, 28), _stirred(high)
+    if length > 0:
+        low = _few(data, start, length)
+        high = _rotated_32(swapped(low) >> _32, 13)
+        low ^= half(_SECRET, 0) ^ half(_SECRET, 4)
+        return _stirred_64(low), _stirred_64(high ^ half(_SECRET, 8) ^ half(_SECRET, 12))
+    return _stirred_64(_secret(64) ^ _secret(72)), _stirred_64(_secret(80) ^ _secret(88))
+
+
+@njit_borrowing
+def _long_64(data: Bytes1, start: int, length: int) -> np.uint64:
+    stop = start + length
+    total = np.uint64(length) * _PRIME_1
+    if length <= 128:
+        for pair in range((length - 1) // 32 + 1):
+            total += _mixed_16(data, start + 16 * pair, 32 * pair)
+            total += _mixed_16(data, stop - 16 * pair - 16, 32 * pair + 16)
+        return _stirred(total)
+    for part in range(8):
+        total += _mixed_16(data, start + 16 * part, 16 * part)
+    total = _stirred(total)
+    for part in range(8, length // 16):
+        total += _mixed_16(data, start + 16 * part, 16 * part - 125)
+    return _stirred(total + _mixed_16(data, stop - 16, 119))
+
+
+@njit_borrowing
+def _long_128(data: Bytes1, start: int, length: int) -> tuple[np.uint64, np.uint64]:
+    stop, size = start + length, np.uint64(length)
+    low, high = size * _PRIME_1, _0
+    if length <= 128:
+        for pair in range((length - 1) // 32, -1, -1):
+            low, high = _mixed_32(data, start + 16 * pair, stop - 16 * pair - 16, 32 * pair, low, high)
+    else:
+        for pair in range(4):
+            low, high = _mixed_32(data, start + 32 * pair, start + 32 * pair + 16, 32 * pair, low, high)
+        low, high = _stirred(low), _stirred(high)
+        for pair in range(4, length // 32):
+            low, high = _mixed_32(data, start + 32 * pair, start + 32 * pair + 16, 32 * pair - 125, low, high)
+        low, high = _mixed_32(data, stop - 16, stop - 32, 103, low, high)
+    return _stirred(low + high), _0 - _stirred(low * _PRIME_1 + high * _PRIME_4 + size * _PRIME_2)
+
+
+@njit_merged
+def _mixed_32(
+    data: Bytes1, first: int, second: int, secret: int, low: np.uint64, high: np.uint64
+) -> tuple[np.uint64, np.uint64]:
+    low = (low + _mixed_16(data, first, secret)) ^ (word(data, second) + word(data, second + 8))
+    high = (high + _mixed_16(data, second, secret + 16)) ^ (word(data, first) + word(data, first + 8))
+    return low, high
+
+
+@njit_merged
+def _mixed_16(data: Bytes1, place: int, secret: int) -> np.uint64:
+    return _folded(word(data, place) ^ _secret(secret), word(data, place + 8) ^ _secret(secret + 8))
+
+
+@njit_merged
+def _secret(place: int) -> np.uint64:
+    return word(_SECRET, place)
+
+
+@njit_merged
+def _few(data: Bytes1, start: int, length: int) -> np.uint64:
+    """One to three bytes and their number."""
+    first, middle, last = data[start], data[start + length // 2], data[start + length - 1]
+    return np.uint64(first) << np.uint64(16) | np.uint64(middle) << np.uint64(24) | np.uint64(last | length << 8)
+
+
+@njit_merged
+def _folded(left: np.uint64, right: np.uint64) -> np.uint64:
+    return left * right ^ high_word(left, right)
+
+
+@njit_merged
+def _shifted(value: np.uint64, bits: int) -> np.uint64:
+    return value ^ value >> np.uint64(bits)
+
+
+@njit_merged
+def _rotated(value: np.uint64, bits: int) -> np.uint64:
+    return value << np.uint64(bits) | value >> np.uint64(64 - bits)
+
+
+@njit_merged
+def _rotated_32(value: np.uint64, bits: int) -> np.uint64:
+    return (value << np.uint64(bits) | value >> np.uint64(32 - bits)) & _LOW
+
+
+@njit_merged
+def _stirred(value: np.uint64) -> np.uint64:
+    return _shifted(_shifted(value, 37) * _MIX_1, 32)
+
+
+@njit_merged
+def _stirred_64(value: np.uint64) -> np.uint64:
+    """As XXH64 does it."""
+    return _shifted(_shifted(_shifted(value, 33) * _PRIME_2, 29) * _PRIME_3, 32)
