@@ -83,9 +83,8 @@ def live(name: str, rate: float, seconds: float, *settings: str) -> dict[str, An
         job = topics.write_job(Path(folder), identity={})
         options = [word for setting in ("learner.batch_wait=50ms", *settings) for word in ("--set", setting)]
         with running(job, "benchmarks.watched_run", "-c", job, *options, "--notes", notes) as process:
-            feed = Feed(topics, rate)
             wait_until_training(job, process)
-            kept = feed.run(WARM_UP_S + seconds)
+            kept = Feed(topics, rate).run(WARM_UP_S + seconds)
             time.sleep(1.0)
             process.send_signal(signal.SIGTERM)
             process.wait(END_LIMIT_S)
