@@ -30,7 +30,7 @@ LEAD_TICKS = 200  # a label is a second older than its feature event
 POOL_ROWS = 65_536  # distinct values; keys never come twice
 WARM_UP_S = 5.0
 START_LIMIT_S = 120.0
-END_LIMIT_S = 60.0
+END_LIMIT_S = 600.0
 
 
 class Feed:
@@ -83,11 +83,9 @@ def live(name: str, rate: float, seconds: float, *settings: str) -> dict[str, An
         job = topics.write_job(Path(folder), identity={})
         options = [word for setting in ("learner.batch_wait=50ms", *settings) for word in ("--set", setting)]
         with running(job, "benchmarks.watched_run", "-c", job, *options, "--notes", notes) as process:
-            feed = Feed(topics, rate)
             wait_until_training(job, process)
-            kept = feed.run(WARM_UP_S + seconds)
-            time.sleep(1.0)
-            process.send_signal(signal.SIGTERM)
+            kept = Feed(topics, rate).run(WARM_UP_S + seconds)
+            process.send_signal(signal.SIGUSR1)  # ends once everything is learned and released
             process.wait(END_LIMIT_S)
         with np.load(notes) as arrays:
             return {"rate": kept, **arrays, "versions": versions(Path(folder))}

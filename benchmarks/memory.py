@@ -50,8 +50,7 @@ def measure(topics: Topics, rows: int) -> dict[str, float]:
     samples, deadline = [], time.monotonic() + limit_s(rows)
     with tempfile.TemporaryDirectory(prefix="evertrain-bench-") as folder, torch_alone() as idle:
         job = topics.write_job(Path(folder))
-        command = ("benchmarks.watched_run", "-c", job, "--until-caught-up", "--notes", Path(folder) / "notes.npz")
-        with running(job, *command) as process:
+        with running(job, "benchmarks.watched_run", "-c", job, "--until-caught-up") as process:
             while process.poll() is None and time.monotonic() < deadline:
                 time.sleep(SAMPLE_S)
                 status = read_status(job)
