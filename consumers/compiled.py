@@ -36,8 +36,12 @@ _choose_cache()
 
 
 def njit_cached(function: F) -> F:
-    """`numba.njit` with the on-disk cache, keeping the function's type."""
-    compiled: F = numba.njit(cache=True, nogil=False)(function)
+    """`numba.njit` with the on-disk cache, keeping the function's type.
+
+    Without numba's runtime: what is compiled cannot make arrays, and counts no references to those it is given.
+    Counting them, atomically and at each use, takes as long as everything else that a loop over events does.
+    """
+    compiled: F = numba.njit(cache=True, nogil=False, _nrt=False)(function)
     return compiled
 
 

@@ -95,7 +95,7 @@ class RawConsumer:
         lanes, size = _measure(pointers_N, lane_N, self._lanes)
         topics = [_name(int(topic)) for topic in self._lanes.topic_L[:lanes]]
         raw = Raw.room(found, size)
-        _copy(pointers_N[np.argsort(lane_N, kind="stable")], raw)
+        _copy(pointers_N[np.argsort(lane_N, kind="stable")], np.zeros(1, np.int32), raw)
         fetched: dict[Partition, Messages] = {}
         failures: list[Failure] = []
         stops_L = np.cumsum(self._lanes.count_L[:lanes]).tolist()
@@ -242,9 +242,8 @@ def _measure(pointers_N: npt.NDArray[np.uint64], lane_N: Int64s, lanes: Lanes) -
 
 
 @njit_cached
-def _copy(pointers_N: npt.NDArray[np.uint64], raw: Raw) -> None:
+def _copy(pointers_N: npt.NDArray[np.uint64], kind_1: npt.NDArray[np.int32], raw: Raw) -> None:
     """Copies messages in their order, and gives them back to librdkafka."""
-    kind_1 = np.zeros(1, np.int32)
     end = 0
     for index in range(len(pointers_N)):
         pointer = pointers_N[index]

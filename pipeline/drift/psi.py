@@ -44,6 +44,7 @@ class PSI:
         self._counters = np.zeros(2, np.int64)
         self._low_F = np.zeros(numeric)
         self._per_bin_F = np.zeros(numeric)
+        self._bin_F = np.zeros(numeric, np.int64)  # scratch
         self._reference_CH = np.zeros((columns, _BINS + 1), np.int64)
         self._window_CH = np.zeros((columns, _BINS + 1), np.int64)
         self.psi_C: Float64s = np.full(columns, np.nan)
@@ -57,7 +58,7 @@ class PSI:
             count = min(len(values) - taken, self._reference_rows - filled)
             rows_NC = values[taken : taken + count]
             if self._counters[_FIXED]:
-                _histogram(rows_NC, self._low_F, self._per_bin_F, self._window_CH)
+                _histogram(rows_NC, self._low_F, self._per_bin_F, self._bin_F, self._window_CH)
             else:
                 self._buffer_RC[filled : filled + count] = rows_NC
             taken += count
@@ -102,7 +103,7 @@ class PSI:
             half = max(_SIGMAS * deviation, 1e-6 * abs(mean), 1e-12)
             self._low_F[column] = mean - half
             self._per_bin_F[column] = _BINS / (2 * half)
-        _histogram(self._buffer_RC, self._low_F, self._per_bin_F, self._reference_CH)
+        _histogram(self._buffer_RC, self._low_F, self._per_bin_F, self._bin_F, self._reference_CH)
         self._counters[_FIXED] = 1
         self._drop_buffer()
 
@@ -124,9 +125,8 @@ class PSI:
 
 
 @njit_cached
-def _histogram(features_NC: Float32s, low_F: Float64s, per_bin_F: Float64s, counts_CH: Int64s) -> None:
+def _histogram(features_NC: Float32s, low_F: Float64s, per_bin_F: Float64s, bin_F: Int64s, counts_CH: Int64s) -> None:
     numeric = len(low_F)
-    bin_F = np.empty(numeric, np.int64)
     for row in range(features_NC.shape[0]):
         for column in range(numeric):  # apart from the counting: without it the processor takes several at once
             value = features_NC[row, column]
