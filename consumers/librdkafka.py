@@ -11,22 +11,23 @@ from collections.abc import Iterable, Mapping
 from ctypes import byref, c_char_p, c_int, c_int32, c_int64, c_size_t, c_ssize_t, c_void_p
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 from confluent_kafka import KafkaError, KafkaException, cimpl
+from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from consumers.compiled import njit_cached
+from consumers.compiled import njit_cached, njit_inlined
 from consumers.record import NULL_LENGTH, Blobs, Bytes1, Int64s, Messages, Partition
 
 _library = ctypes.CDLL(cimpl.__file__, mode=ctypes.RTLD_GLOBAL)  # global: compiled code finds its symbols by name
 _CONSUMER = 1  # rd_kafka_type_t
 _ERROR_TEXT_BYTES = 512
 _LANES_MAX = 4096  # partitions that one batch may hold messages of
-_WORDS = 9  # of a rd_kafka_message_t
-_ERROR, _TOPIC, _PARTITION, _VALUE, _VALUE_BYTES, _KEY, _KEY_BYTES, _OFFSET = range(8)  # its members, by word
+_ERROR, _TOPIC, _PARTITION, _VALUE, _VALUE_BYTES, _KEY, _KEY_BYTES, _OFFSET = range(
+    8
+)  # members of a rd_kafka_message_t, by word
 
 
 def _declare(name: str, result: Any, *arguments: Any) -> Any:
@@ -204,13 +205,27 @@ def _part(raw: Raw, start: int, stop: int) -> tuple[Messages, list[tuple[int, Ka
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _pointer(_: Any, address: Any) -> Any:
-    """An address as a pointer that `numba.carray` takes."""
+def _word_at(_: Any, address: Any) -> Any:
+    """The 8 bytes at an address."""
 
     def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+        return builder.load(builder.inttoptr(arguments[0], ir.IntType(64).as_pointer()))
 
-    return types.voidptr(types.uint64), generate
+    return types.int64(types.uint64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _copy_bytes(_: Any, address: Any, length: Any, data: Any, place: Any) -> Any:
+    """Copies bytes at an address into an array."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[2])(context, builder, arguments[2])
+        target = builder.gep(array.data, [arguments[3]])
+        source = builder.inttoptr(arguments[0], target.type)
+        cgutils.raw_memcpy(builder, target, source, arguments[1], 1)
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.int64, data, types.int64), generate
 
 
 def _external(name: str, result: Any, *arguments: Any) -> Any:
@@ -226,8 +241,8 @@ def _measure(pointers_N: npt.NDArray[np.uint64], lane_N: Int64s, lanes: Lanes) -
     """Finds the lane of each message, and how many there are in each; returns the number of lanes and of bytes."""
     known, size, last = 0, 0, 0
     for index in range(len(pointers_N)):
-        message = numba.carray(_pointer(pointers_N[index]), (_WORDS,), np.int64)
-        topic, partition = np.uint64(message[_TOPIC]), np.int32(message[_PARTITION] & 0xFFFFFFFF)
+        pointer = pointers_N[index]
+        topic, partition = np.uint64(_member(pointer, _TOPIC)), np.int32(_member(pointer, _PARTITION) & 0xFFFFFFFF)
         if not (known and lanes.topic_L[last] == topic and lanes.partition_L[last] == partition):
             last = 0
             while last < known and not (lanes.topic_L[last] == topic and lanes.partition_L[last] == partition):
@@ -237,7 +252,8 @@ def _measure(pointers_N: npt.NDArray[np.uint64], lane_N: Int64s, lanes: Lanes) -
                 known += 1
         lane_N[index] = last
         lanes.count_L[last] += 1
-        size += message[_KEY_BYTES] * (message[_KEY] != 0) + message[_VALUE_BYTES] * (message[_VALUE] != 0)
+        size += _member(pointer, _KEY_BYTES) * (_member(pointer, _KEY) != 0)
+        size += _member(pointer, _VALUE_BYTES) * (_member(pointer, _VALUE) != 0)
     return known, size
 
 
@@ -247,15 +263,22 @@ def _copy(pointers_N: npt.NDArray[np.uint64], kind_1: npt.NDArray[np.int32], raw
     end = 0
     for index in range(len(pointers_N)):
         pointer = pointers_N[index]
-        message = numba.carray(_pointer(pointer), (_WORDS,), np.int64)
-        raw.offset_N[index] = message[_OFFSET]
-        raw.error_N[index] = np.int32(message[_ERROR] & 0xFFFFFFFF)
+        raw.offset_N[index] = _member(pointer, _OFFSET)
+        raw.error_N[index] = np.int32(_member(pointer, _ERROR) & 0xFFFFFFFF)
         raw.timestamp_N[index] = _message_timestamp(pointer, np.uint64(kind_1.ctypes.data))
         raw.key_start_N[index] = end
-        raw.key_length_N[index], end = _append(raw.data, end, message[_KEY], message[_KEY_BYTES])
+        raw.key_length_N[index], end = _append(raw.data, end, _member(pointer, _KEY), _member(pointer, _KEY_BYTES))
         raw.value_start_N[index] = end
-        raw.value_length_N[index], end = _append(raw.data, end, message[_VALUE], message[_VALUE_BYTES])
+        raw.value_length_N[index], end = _append(
+            raw.data, end, _member(pointer, _VALUE), _member(pointer, _VALUE_BYTES)
+        )
         _message_destroy(pointer)
+
+
+@njit_inlined
+def _member(message: np.uint64, word: int) -> int:
+    """A member of a rd_kafka_message_t, with whatever stands beside it in the same word."""
+    return int(_word_at(np.uint64(message + np.uint64(8 * word))))
 
 
 @njit_cached
@@ -263,5 +286,5 @@ def _append(data: Bytes1, end: int, address: int, length: int) -> tuple[int, int
     """Copies bytes behind what is there; returns their length (or that of null), and the new end."""
     if address == 0:
         return NULL_LENGTH, end
-    data[end : end + length] = numba.carray(_pointer(np.uint64(address)), (length,), np.uint8)
+    _copy_bytes(np.uint64(address), length, data, end)
     return length, end + length
