@@ -58,6 +58,7 @@ class Found(NamedTuple):
     start_U: Int64s  # of TEXT, which must be UTF-8, in the message's buffer; of SCRATCH, in `scratch`
     length_U: Int64s  # in bytes
     scratch: Bytes1
+    unescaped: Bytes1  # the same memory, read-only as messages are: what reads text is compiled once for both
 
 
 class Plan(NamedTuple):
@@ -115,14 +116,10 @@ def planned(config: FeaturesConfig | LabelsConfig, label: LabelRule) -> tuple[li
 def new_found(names: int) -> Found:
     """Room for what a scanner finds of so many fields."""
     ints: Any = np.zeros((3, names), np.int64)
-    return Found(
-        np.zeros(names, np.uint8),
-        ints[0],
-        np.zeros(names),
-        ints[1],
-        ints[2],
-        np.zeros(SCRATCH_BYTES + INTEGER_BYTES, np.uint8),
-    )
+    scratch = np.zeros(SCRATCH_BYTES + INTEGER_BYTES, np.uint8)
+    unescaped = scratch[:]
+    unescaped.flags.writeable = False
+    return Found(np.zeros(names, np.uint8), ints[0], np.zeros(names), ints[1], ints[2], scratch, unescaped)
 
 
 @njit_merged
@@ -199,7 +196,7 @@ def _put_categories(data: Bytes1, found: Found, plan: Plan, features_NC: Float32
             in_scratch, start, length = _text(found, field)
             if not 0 < length <= LENGTH_MAX:
                 return False
-            hashed = xxh3_64(found.scratch, start, length) if in_scratch else xxh3_64(data, start, length)
+            hashed = xxh3_64(found.unescaped if in_scratch else data, start, length)
             bucket = np.uint64(1) + hashed % np.uint64(plan.buckets_K[number] - 1)
         features_NC[index, len(plan.numeric_M) + number] = bucket
     return True
@@ -207,19 +204,15 @@ def _put_categories(data: Bytes1, found: Found, plan: Plan, features_NC: Float32
 
 @njit_merged
 def _put_key(keys: Blobs, data: Bytes1, found: Found, plan: Plan, key_N2: npt.NDArray[np.uint64], index: int) -> bool:
-    in_scratch, start, length = False, keys.start_N[index], keys.length_N[index]
+    text, start, length = keys.data, keys.start_N[index], keys.length_N[index]
     if plan.key >= 0:
         in_scratch, start, length = _text(found, plan.key)
+        text = found.unescaped if in_scratch else data
     if not 0 < length <= LENGTH_MAX:
         return False
-    if in_scratch:
-        low, high = xxh3_128(found.scratch, start, length)
-    elif plan.key >= 0:
-        low, high = xxh3_128(data, start, length)
-    elif valid_text(keys.data, start, start + length):
-        low, high = xxh3_128(keys.data, start, length)
-    else:
+    if plan.key < 0 and not valid_text(text, start, start + length):
         return False
+    low, high = xxh3_128(text, start, length)
     key_N2[index, 0], key_N2[index, 1] = swapped(high), swapped(low)
     return True
 
