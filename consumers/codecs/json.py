@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from consumers.codecs import fields, strict
+from consumers.codecs.envelope import WRITTEN
 from consumers.codecs.fields import Reject
 from consumers.codecs.keys import FIELD, OBJECTS, PLAIN, ROOT, SEEN, Keys, new_keys, next_key
 from consumers.codecs.numbers import put_number
@@ -42,13 +43,12 @@ from consumers.config import FeaturesConfig, LabelRule, LabelsConfig
 from consumers.record import Bytes1, Int64s
 
 _OPEN, _CLOSE, _OPEN_LIST, _CLOSE_LIST, _COMMA, _F, _N, _T = b"{}[],fnt"
-_WRITTEN = tuple(b"cur")
 _NULL, _TRUE, _ALSE = (int.from_bytes(text, "little") for text in (b"null", b"true", b"alse"))
 
-
 _ENVELOPES = ("none", "cloudevents", "debezium")
-_PLAIN, _CLOUDEVENTS, _DEBEZIUM = range(3)
-_AROUND = 5
+_NONE, _CLOUDEVENTS, _DEBEZIUM = range(3)
+_AROUND = 5  # fields of an envelope, at most
+_WRITTEN_BYTES = tuple("".join(WRITTEN).encode())
 
 
 class JsonCodec(RowCodec):
@@ -79,7 +79,7 @@ class JsonCodec(RowCodec):
 
 
 def _paths(names: Sequence[str], envelope: str) -> dict[tuple[str, ...], int]:
-    """Where the fields are in a message; behind those of an event come those of its envelope, _AROUND at most."""
+    """Which field stands where in a message. Behind those of the event come those of its envelope."""
     around: list[tuple[str, ...]] = []
     events: list[tuple[str, ...]] = [()]
     if envelope == "cloudevents":
@@ -87,13 +87,13 @@ def _paths(names: Sequence[str], envelope: str) -> dict[tuple[str, ...], int]:
     elif envelope == "debezium":
         around = [("op",), ("after",), ("payload",), ("payload", "op"), ("payload", "after")]
         events = [("after",), ("payload", "after")]
-    fields = {(*event, name): field for event in events for field, name in enumerate(names)}
-    return {path: field for field, path in enumerate(around, len(names))} | fields
+    within = {(*event, name): field for event in events for field, name in enumerate(names)}
+    return {path: field for field, path in enumerate(around, len(names))} | within
 
 
 @njit_merged
 def _unwrapped(data: Bytes1, envelope: int, found: Found) -> bool:
-    """Whether the event is an event, and in the place where its fields were found."""
+    """Whether the message is an event, in an envelope of the topic's kind, and its fields were found in it."""
     first = len(found.kind_U) - 1 - _AROUND
     kinds = found.kind_U[first:]
     if envelope == _CLOUDEVENTS:
@@ -105,7 +105,7 @@ def _unwrapped(data: Bytes1, envelope: int, found: Found) -> bool:
         elif kinds[payload] != MISSING:
             return False
         written = kinds[op] == TEXT and found.length_U[first + op] == 1
-        return written and data[found.start_U[first + op]] in _WRITTEN and kinds[after] == OBJECT
+        return written and data[found.start_U[first + op]] in _WRITTEN_BYTES and kinds[after] == OBJECT
     return True
 
 

@@ -399,6 +399,12 @@ COMPANY = (
 """Messages, good and bad, of which each must be told apart from the others beside it."""
 
 
+AROUND_A_BYTE = (
+    *(b'{"a":"@"}', b'{"a":"@12345678"}', b'{"a":"12345678@"}', b'{"a":"\\@"}', b'{"a":"\\u00@0"}', b'{"@":1}'),
+    *(b'{"z":@}', b'{"z":1@}', b'{"z":1.@}', b'{"z":1e@}', b'{"z":-@}', b'{"z":[@]}', b'{@"z":1}', b'{"z":1,@}'),
+)
+
+
 class TestTwoWaysOneAnswer:
     """The fast way may decline whatever it likes, but what it takes it decodes like the slow one."""
 
@@ -529,6 +535,15 @@ class TestTwoWaysOneAnswer:
         for ascii_only in (True, False):
             value = json.dumps(GOOD | {"id": text, "color": text, text: 1}, ensure_ascii=ascii_only)
             self.check(value.encode("utf-8", "surrogatepass"))
+
+    @pytest.mark.parametrize("around", AROUND_A_BYTE)
+    def test_for_each_byte_in_any_place_near_the_end_of_memory(self, around: bytes) -> None:
+        config = features(numeric=[{"name": "z", "nullable": True}])
+        both, slow = JsonCodec(config, BINARY), SlowOnly(config, BINARY)
+        for byte in range(256):
+            batch = messages(around.replace(b"@", bytes([byte])))
+            guarded = dataclasses.replace(batch, values=MEMORY.blobs(batch.values, last=0))
+            assert same_bits(decode(both, guarded), decode(slow, batch)), batch.values.at(0)
 
     @settings(max_examples=200, deadline=None)
     @given(st.from_regex(rb"-?[0-9]{0,25}(\.[0-9]{0,25})?([eE][-+]?[0-9]{0,3})?", fullmatch=True))
