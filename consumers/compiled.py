@@ -63,7 +63,5 @@ def njit_borrowing(function: F) -> F:
 
 def njit_merged(function: F) -> F:
     """The same, compiled into its caller: for what runs many times a message and takes many arrays."""
-    compiled: F = numba.njit(
-        cache=True, _nrt=False, error_model="numpy", forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True
-    )(function)
+    compiled: F = numba.njit(cache=True, _nrt=False, error_model="numpy", forceinline=True)(function)
     return compiled

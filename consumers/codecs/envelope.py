@@ -13,7 +13,7 @@ from consumers.codecs.fields import Reject
 from consumers.record import Kind
 
 WRITTEN = ("c", "u", "r")
-"""Debezium's operations that leave a row: created, updated, read in the first copy."""
+"""Debezium's operations that leave a row: created, updated, read in a snapshot."""
 
 DELETED = "d"
 

@@ -6,12 +6,14 @@ read one by one, never joined: two bad halves could make a good whole.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from consumers.codecs import fields, strict
+from consumers.codecs.envelope import WRITTEN
 from consumers.codecs.fields import Reject
 from consumers.codecs.keys import FIELD, OBJECTS, PLAIN, ROOT, SEEN, Keys, new_keys, next_key
 from consumers.codecs.numbers import put_number
@@ -43,6 +45,11 @@ from consumers.record import Bytes1, Int64s
 _OPEN, _CLOSE, _OPEN_LIST, _CLOSE_LIST, _COMMA, _F, _N, _T = b"{}[],fnt"
 _NULL, _TRUE, _ALSE = (int.from_bytes(text, "little") for text in (b"null", b"true", b"alse"))
 
+_ENVELOPES = ("none", "cloudevents", "debezium")
+_NONE, _CLOUDEVENTS, _DEBEZIUM = range(3)
+_AROUND = 5  # fields of an envelope, at most
+_WRITTEN_BYTES = tuple("".join(WRITTEN).encode())
+
 
 class JsonCodec(RowCodec):
     """Decodes the messages of one topic; `label` says which labels are good, if it carries any."""
@@ -51,13 +58,16 @@ class JsonCodec(RowCodec):
         super().__init__(config, label)
         self._numeric = {column.name for column in config.numeric} if isinstance(config, FeaturesConfig) else set()
         names, self._plan = planned(config, label)
-        self._found = new_found(len(names) + 1)  # the last one for whatever is in no field
-        self._keys = new_keys({(name,): field for field, name in enumerate(names)}, others=len(names))
+        paths = _paths(names, config.envelope)
+        others = len(names) + _AROUND
+        self._found = new_found(others + 1)  # the last one for whatever is in no field
+        self._keys = new_keys(paths, others)
+        self._envelope = _ENVELOPES.index(config.envelope)
         self._levels_D3 = np.zeros((NESTING_MAX, 3), np.int64)
 
     def decode_fast(self, messages: MessageArrays, rows: RowArrays, good_N: npt.NDArray[np.bool_]) -> None:
         """By the scanner."""
-        _decode(messages, self._keys, self._levels_D3, self._plan, self._found, rows, good_N)
+        _decode(messages, self._keys, self._levels_D3, self._envelope, self._plan, self._found, rows, good_N)
 
     def parse(self, value: bytes) -> dict[str, Any]:
         """The object that a message holds: NaN, which is no JSON, only in numeric columns."""
@@ -68,11 +78,43 @@ class JsonCodec(RowCodec):
         return document
 
 
+def _paths(names: Sequence[str], envelope: str) -> dict[tuple[str, ...], int]:
+    """Which field stands where in a message. Behind those of the event come those of its envelope."""
+    around: list[tuple[str, ...]] = []
+    events: list[tuple[str, ...]] = [()]
+    if envelope == "cloudevents":
+        around, events = [("specversion",), ("data",)], [("data",)]
+    elif envelope == "debezium":
+        around = [("op",), ("after",), ("payload",), ("payload", "op"), ("payload", "after")]
+        events = [("after",), ("payload", "after")]
+    within = {(*event, name): field for event in events for field, name in enumerate(names)}
+    return {path: field for field, path in enumerate(around, len(names))} | within
+
+
+@njit_merged
+def _unwrapped(data: Bytes1, envelope: int, found: Found) -> bool:
+    """Whether the message is an event, in an envelope of the topic's kind, and its fields were found in it."""
+    first = len(found.kind_U) - 1 - _AROUND
+    kinds = found.kind_U[first:]
+    if envelope == _CLOUDEVENTS:
+        return kinds[0] in (TEXT, SCRATCH) and kinds[1] == OBJECT
+    if envelope == _DEBEZIUM:
+        op, after, payload = 0, 1, 2
+        if kinds[payload] == OBJECT and kinds[op] == MISSING and kinds[after] == MISSING:
+            op, after = 3, 4
+        elif kinds[payload] != MISSING:
+            return False
+        written = kinds[op] == TEXT and found.length_U[first + op] == 1
+        return written and data[found.start_U[first + op]] in _WRITTEN_BYTES and kinds[after] == OBJECT
+    return True
+
+
 @njit_borrowing
 def _decode(
     messages: MessageArrays,
     keys: Keys,
     levels_D3: Int64s,
+    envelope: int,
     plan: Plan,
     found: Found,
     rows: RowArrays,
@@ -83,8 +125,11 @@ def _decode(
         start, length = values.start_N[index], values.length_N[index]
         if 0 < length <= plan.bytes_max:
             found.kind_U[:] = MISSING
-            scanned = _scan(values.data, start, start + length, keys, levels_D3, found)
-            good_N[index] = scanned and take(messages, index, found, plan, rows)
+            good_N[index] = (
+                _scan(values.data, start, start + length, keys, levels_D3, found)
+                and _unwrapped(values.data, envelope, found)
+                and take(messages, index, found, plan, rows)
+            )
 
 
 @njit_merged
@@ -154,7 +199,7 @@ def _put_value(data: Bytes1, at: int, stop: int, found: Found, field: int, used:
         return _put_text(data, at + 1, stop, found, field, used)
     if first < _F:
         return put_number(data, at, found, field), used
-    if at + 5 >= stop:
+    if at + 4 >= stop:
         return -1, used
     if first == _N and half(data, at) == _NULL:
         found.kind_U[field] = NULL
@@ -162,7 +207,7 @@ def _put_value(data: Bytes1, at: int, stop: int, found: Found, field: int, used:
     found.kind_U[field], found.integer_U[field] = BOOL, first == _T
     if first == _T and half(data, at) == _TRUE:
         return at + 4, used
-    return at + 5 if first == _F and half(data, at + 1) == _ALSE else -1, used
+    return at + 5 if first == _F and at + 5 < stop and half(data, at + 1) == _ALSE else -1, used
 
 
 @njit_merged

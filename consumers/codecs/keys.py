@@ -23,6 +23,7 @@ LEARNED_MAX = 1024
 """Keys beside the fields; when there are more, all of these are forgotten."""
 
 _LEARNED_BYTES = 65_536
+_ROOM = NAME_BYTES_MAX + 16  # for one key; there is always some
 
 ROOT = 0
 """The number of no key: it owns the message itself."""
@@ -46,7 +47,6 @@ class Keys(NamedTuple):
     key_KA: Int64s
     place_H: Int64s  # hash table of their numbers; ROOT where there is none
     count_5: Int64s
-    name: Bytes1  # room for one, without its escapes
 
 
 def new_keys(paths: Mapping[tuple[str, ...], int], others: int) -> Keys:
@@ -56,19 +56,17 @@ def new_keys(paths: Mapping[tuple[str, ...], int], others: int) -> Keys:
     """
     count = LEARNED_MAX + len(paths) + 1
     keys = Keys(
-        np.zeros(_LEARNED_BYTES + len(paths) * (NAME_BYTES_MAX + 8), np.uint8),
+        np.zeros(_LEARNED_BYTES + len(paths) * _ROOM, np.uint8),
         np.zeros((count, 9), np.int64),
         np.zeros(4 << count.bit_length(), np.int64),
         np.array([1, 0, 1, 0, 0], np.int64),
-        np.zeros(NAME_BYTES_MAX + 8, np.uint8),
     )
     keys.key_KA[:, FIELD] = others
     numbers: dict[tuple[str, ...], int] = {(): ROOT}
     for path, field in paths.items():
         name = path[-1].encode()
         if json.dumps(path[-1], ensure_ascii=False) == f'"{path[-1]}"' and len(name) <= NAME_BYTES_MAX:
-            keys.name[: len(name)] = list(name)
-            numbers[path] = _learned(keys.name, 0, len(name), keys, numbers[path[:-1]])
+            numbers[path] = _learned(np.frombuffer(name, np.uint8), 0, len(name), keys, numbers[path[:-1]])
             keys.key_KA[numbers[path], FIELD] = field
     keys.count_5[FIXED_KEYS], keys.count_5[FIXED_BYTES] = keys.count_5[KEYS], keys.count_5[BYTES]
     return keys
@@ -111,10 +109,11 @@ def _looked_up(data: Bytes1, at: int, stop: int, keys: Keys, owner: int) -> tupl
         return ROOT, at
     start, plain = at + 1, ROOT
     if data[end] == BACKSLASH:
-        behind, length = unescaped(data, start, stop, keys.name, 0)
-        if length < 0 or not _writable(keys.name, length):
+        name = keys.count_5[BYTES] + 1  # where it is learned
+        behind, name_end = unescaped(data, start, stop, keys.text, name)
+        if not _writable(keys.text, name, name_end):
             return ROOT, at
-        plain, end = _learned(keys.name, 0, length, keys, owner), behind - 1
+        plain, end = _learned(keys.text, name, name_end - name, keys, owner), behind - 1
         if plain == ROOT:
             return ROOT, at
     colon = after_spaces(data, end + 1)
@@ -127,12 +126,11 @@ def _looked_up(data: Bytes1, at: int, stop: int, keys: Keys, owner: int) -> tupl
 
 
 @njit_borrowing
-def _writable(name: Bytes1, length: int) -> bool:
+def _writable(text: Bytes1, start: int, stop: int) -> bool:
     """Whether this is a name that JSON writes as it is."""
-    at = 0
-    while at < length and name[at] >= SPACE and name[at] not in (QUOTE, BACKSLASH):
-        at += 1
-    return at == length
+    while start < stop and text[start] >= SPACE and text[start] not in (QUOTE, BACKSLASH):
+        start += 1
+    return start == stop
 
 
 @njit_borrowing
@@ -144,13 +142,13 @@ def _learned(name: Bytes1, start: int, length: int, keys: Keys, owner: int) -> i
     if keys.place_H[place] != ROOT:
         return int(keys.place_H[place])
     key, text = keys.count_5[KEYS], keys.count_5[BYTES]
-    if key == len(keys.key_KA) or text + length + 16 > len(keys.text):
+    if key == len(keys.key_KA) or text + 2 * _ROOM > len(keys.text):
         _forget(keys)
         return ROOT
-    keys.text[text : text + length + 16] = 0
-    keys.text[text], keys.text[text + length + 1], keys.text[text + length + 2] = QUOTE, QUOTE, _COLON
     for number in range(length):
         keys.text[text + 1 + number] = name[start + number]
+    keys.text[text], keys.text[text + length + 1], keys.text[text + length + 2] = QUOTE, QUOTE, _COLON
+    keys.text[text + length + 3 : text + length + 11] = 0
     key_A = keys.key_KA[key]
     key_A[START], key_A[LENGTH], key_A[OWNER], key_A[PLAIN] = text, length + 3, owner, key
     key_A[MASK] = -1 if (length + 3) % 8 == 0 else (1 << 8 * ((length + 3) % 8)) - 1

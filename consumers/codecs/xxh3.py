@@ -5,6 +5,8 @@ The algorithm is https://github.com/Cyan4973/xxHash/blob/v0.8.2/doc/xxhash_spec.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from consumers.codecs.words import half, high_word, swapped, word
@@ -28,7 +30,25 @@ _PRIME_3, _PRIME_4 = np.uint64(0x165667B19E3779F9), np.uint64(0x85EBCA77C2B2AE63
 _PRIME_32 = np.uint64(0x85EBCA77)
 _MIX_1, _MIX_2 = np.uint64(0x165667919E3779F9), np.uint64(0x9FB21C651E98DF25)
 _LOW = np.uint64(0xFFFFFFFF)
-_0, _1, _2, _32 = np.uint64(0), np.uint64(1), np.uint64(2), np.uint64(32)
+_0, _1, _2, _3, _13, _15, _16, _19, _24, _28 = map(np.uint64, (0, 1, 2, 3, 13, 15, 16, 19, 24, 28))
+_29, _32, _33, _35, _37, _40, _49, _54 = map(np.uint64, (29, 32, 33, 35, 37, 40, 49, 54))
+
+
+def _flip(first: int, second: int, size: int = 8) -> np.uint64:
+    """Two parts of the secret in one: only those of texts of 17 bytes and more are used as they are."""
+    return np.uint64(
+        int.from_bytes(_SECRET[first : first + size], "little")
+        ^ int.from_bytes(_SECRET[second : second + size], "little")
+    )
+
+
+_FLIP_0, _FLIP_3, _FLIP_8 = _flip(56, 64), _flip(0, 4, 4), _flip(8, 16)
+_FLIP_16, _FLIP_16_HIGH = _flip(24, 32), _flip(40, 48)
+_WIDE_0, _WIDE_0_HIGH = _flip(64, 72), _flip(80, 88)
+_WIDE_3, _WIDE_3_HIGH = _flip(0, 4, 4), _flip(8, 12, 4)
+_WIDE_8, _WIDE_16, _WIDE_16_HIGH = _flip(16, 24), _flip(32, 40), _flip(48, 56)
+_END: Any = np.int64(119)  # where the secret of a long text's last 16 bytes is; numba compiles anew for an int
+_WIDE_END: Any = np.int64(103)  # and of its last 32
 
 
 @njit_borrowing
@@ -38,19 +58,18 @@ def xxh3_64(data: Bytes1, start: int, length: int) -> np.uint64:
     if length > 16:
         return _long_64(data, start, length)
     if length > 8:
-        low = word(data, start) ^ _secret(24) ^ _secret(32)
-        high = word(data, start + length - 8) ^ _secret(40) ^ _secret(48)
+        low = word(data, start) ^ _FLIP_16
+        high = word(data, start + length - 8) ^ _FLIP_16_HIGH
         return _stirred(size + swapped(low) + high + _folded(low, high))
     if length > 3:
-        both = half(data, start + length - 4) + (half(data, start) << _32)
-        mixed = both ^ _secret(8) ^ _secret(16)
-        mixed ^= _rotated(mixed, 49) ^ _rotated(mixed, 24)
+        mixed = (half(data, start + length - 4) + (half(data, start) << _32)) ^ _FLIP_8
+        mixed ^= (mixed << _49 | mixed >> _15) ^ (mixed << _24 | mixed >> _40)
         mixed *= _MIX_2
-        mixed ^= (mixed >> np.uint64(35)) + size
-        return _shifted(mixed * _MIX_2, 28)
+        mixed = (mixed ^ (mixed >> _35) + size) * _MIX_2
+        return mixed ^ mixed >> _28
     if length > 0:
-        return _stirred_64(_few(data, start, length) ^ half(_SECRET, 0) ^ half(_SECRET, 4))
-    return _stirred_64(_secret(56) ^ _secret(64))
+        return _stirred_64(_few(data, start, length) ^ _FLIP_3)
+    return _stirred_64(_FLIP_0)
 
 
 @njit_borrowing
@@ -61,26 +80,26 @@ def xxh3_128(data: Bytes1, start: int, length: int) -> tuple[np.uint64, np.uint6
         return _long_128(data, start, length)
     if length > 8:
         high = word(data, start + length - 8)
-        mixed = word(data, start) ^ high ^ _secret(32) ^ _secret(40)
-        high ^= _secret(48) ^ _secret(56)
-        low = mixed * _PRIME_1 + ((size - _1) << np.uint64(54))
+        mixed = word(data, start) ^ high ^ _WIDE_16
+        high ^= _WIDE_16_HIGH
+        low = mixed * _PRIME_1 + ((size - _1) << _54)
         high += high_word(mixed, _PRIME_1) + (high & _LOW) * (_PRIME_32 - _1)
         low ^= swapped(high)
         return _stirred(low * _PRIME_2), _stirred(high_word(low, _PRIME_2) + high * _PRIME_2)
     if length > 3:
-        mixed = half(data, start) + (half(data, start + length - 4) << _32)
-        mixed ^= _secret(16) ^ _secret(24)
+        mixed = (half(data, start) + (half(data, start + length - 4) << _32)) ^ _WIDE_8
         factor = _PRIME_1 + (size << _2)
         low, high = mixed * factor, high_word(mixed, factor)
         high += low << _1
-        low ^= high >> np.uint64(3)
-        return _shifted(_shifted(low, 35) * _MIX_2, 28), _stirred(high)
+        low ^= high >> _3
+        low = (low ^ low >> _35) * _MIX_2
+        return low ^ low >> _28, _stirred(high)
     if length > 0:
         low = _few(data, start, length)
-        high = _rotated_32(swapped(low) >> _32, 13)
-        low ^= half(_SECRET, 0) ^ half(_SECRET, 4)
-        return _stirred_64(low), _stirred_64(high ^ half(_SECRET, 8) ^ half(_SECRET, 12))
-    return _stirred_64(_secret(64) ^ _secret(72)), _stirred_64(_secret(80) ^ _secret(88))
+        turned = swapped(low) >> _32
+        high = (turned << _13 | turned >> _19) & _LOW
+        return _stirred_64(low ^ _WIDE_3), _stirred_64(high ^ _WIDE_3_HIGH)
+    return _stirred_64(_WIDE_0), _stirred_64(_WIDE_0_HIGH)
 
 
 @njit_borrowing
@@ -97,7 +116,7 @@ def _long_64(data: Bytes1, start: int, length: int) -> np.uint64:
     total = _stirred(total)
     for part in range(8, length // 16):
         total += _mixed_16(data, start + 16 * part, 16 * part - 125)
-    return _stirred(total + _mixed_16(data, stop - 16, 119))
+    return _stirred(total + _mixed_16(data, stop - 16, _END))
 
 
 @njit_borrowing
@@ -113,7 +132,7 @@ def _long_128(data: Bytes1, start: int, length: int) -> tuple[np.uint64, np.uint
         low, high = _stirred(low), _stirred(high)
         for pair in range(4, length // 32):
             low, high = _mixed_32(data, start + 32 * pair, start + 32 * pair + 16, 32 * pair - 125, low, high)
-        low, high = _mixed_32(data, stop - 16, stop - 32, 103, low, high)
+        low, high = _mixed_32(data, stop - 16, stop - 32, _WIDE_END, low, high)
     return _stirred(low + high), _0 - _stirred(low * _PRIME_1 + high * _PRIME_4 + size * _PRIME_2)
 
 
@@ -128,19 +147,14 @@ def _mixed_32(
 
 @njit_merged
 def _mixed_16(data: Bytes1, place: int, secret: int) -> np.uint64:
-    return _folded(word(data, place) ^ _secret(secret), word(data, place + 8) ^ _secret(secret + 8))
-
-
-@njit_merged
-def _secret(place: int) -> np.uint64:
-    return word(_SECRET, place)
+    return _folded(word(data, place) ^ word(_SECRET, secret), word(data, place + 8) ^ word(_SECRET, secret + 8))
 
 
 @njit_merged
 def _few(data: Bytes1, start: int, length: int) -> np.uint64:
     """One to three bytes and their number."""
     first, middle, last = data[start], data[start + length // 2], data[start + length - 1]
-    return np.uint64(first) << np.uint64(16) | np.uint64(middle) << np.uint64(24) | np.uint64(last | length << 8)
+    return np.uint64(first) << _16 | np.uint64(middle) << _24 | np.uint64(last | length << 8)
 
 
 @njit_merged
@@ -149,26 +163,14 @@ def _folded(left: np.uint64, right: np.uint64) -> np.uint64:
 
 
 @njit_merged
-def _shifted(value: np.uint64, bits: int) -> np.uint64:
-    return value ^ value >> np.uint64(bits)
-
-
-@njit_merged
-def _rotated(value: np.uint64, bits: int) -> np.uint64:
-    return value << np.uint64(bits) | value >> np.uint64(64 - bits)
-
-
-@njit_merged
-def _rotated_32(value: np.uint64, bits: int) -> np.uint64:
-    return (value << np.uint64(bits) | value >> np.uint64(32 - bits)) & _LOW
-
-
-@njit_merged
 def _stirred(value: np.uint64) -> np.uint64:
-    return _shifted(_shifted(value, 37) * _MIX_1, 32)
+    value = (value ^ value >> _37) * _MIX_1
+    return value ^ value >> _32
 
 
 @njit_merged
 def _stirred_64(value: np.uint64) -> np.uint64:
     """As XXH64 does it."""
-    return _shifted(_shifted(_shifted(value, 33) * _PRIME_2, 29) * _PRIME_3, 32)
+    value = (value ^ value >> _33) * _PRIME_2
+    value = (value ^ value >> _29) * _PRIME_3
+    return value ^ value >> _32

@@ -32,6 +32,11 @@ TARGETS = {
 }
 """The modules whose coverage leads the fuzzer, for each target."""
 
+ROOT = Path(__file__).parents[2]
+SOURCES = [path.relative_to(ROOT) for name in ("consumers", "pipeline") for path in (ROOT / name).rglob("*.py")]
+COMPILED = [".".join(path.with_suffix("").parts) for path in SOURCES if "njit" in (ROOT / path).read_text()]
+"""numba would not take what is instrumented."""
+
 TOKEN = re.compile(rb"\"(?:[^\"\\]|\\.)*\"|[\w.+-]+|\s+|.", re.DOTALL)
 SCALAR = re.compile(rb"[\"\w.+-]")
 CPU_S_MAX = 1.0
@@ -70,7 +75,8 @@ def _fuzz_here(target: str, inputs: int, seed: int, folder: Path, pipe: Connecti
     os.dup2(log, 2)
     import atheris
 
-    with atheris.instrument_imports(include=list(TARGETS.get(target, ["tests.faults"])), enable_loader_override=False):
+    include = list(TARGETS.get(target, ["tests.faults"]))
+    with atheris.instrument_imports(include=include, exclude=COMPILED, enable_loader_override=False):
         from tests.faults.fuzz_targets import make_target
 
         tested = make_target(target, folder)

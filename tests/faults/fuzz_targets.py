@@ -8,15 +8,16 @@ import os
 import time
 import typing
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
-import pyarrow as pa
 
-from consumers.codecs import build_codec
+from consumers.codecs import Codec, Decoded, build_codec
 from consumers.codecs.json import JsonCodec
-from consumers.codecs.table import Rows
+from consumers.codecs.table import allocate
 from consumers.config import FeaturesConfig, LabelRule, LabelsConfig
 from consumers.errors import ConfigError, SnapshotError
 from consumers.record import Events, Messages
@@ -24,6 +25,7 @@ from pipeline.config import JobConfig
 from pipeline.jobfile import load
 from pipeline.ledger import seal, unseal
 from pipeline.store import decode_manifest, encode_manifest
+from tests.guarded import GuardedMemory
 from tests.stream import job_document, toml
 
 NOW = 1_700_000_000_000
@@ -68,25 +70,26 @@ TOPICS = (
 
 
 class DefinitionOnly(JsonCodec):
-    """One message at a time, which is the definition."""
+    """The slow way alone, which is the definition."""
 
-    def _bulk(self, *_: object) -> Rows:
-        raise ValueError
+    def decode_fast(self, *_: object) -> None:
+        pass
 
 
 class JsonTarget(Target):
     """A batch of any messages between two good ones.
 
     The first byte picks the topic; messages are separated by 0xFF, which no text holds. One that begins with 0
-    to 3 is a tombstone, has a key of its own, no timestamp, or no key.
+    to 3 is a tombstone, has a key of its own, no timestamp, or no key. The last one lies at the end of memory.
     """
 
     bytes_max = 768
 
     def __init__(self) -> None:
+        self._memory = GuardedMemory()
         self._codecs = [(build_codec(*topic), DefinitionOnly(*topic)) for topic in TOPICS]
         self._alone = [
-            [_row(build_codec(*topic).decode(_messages([good])).events, 0) for good in (GOOD, OTHER)]
+            [_row(_decoded(build_codec(*topic), _messages([good])).events, 0) for good in (GOOD, OTHER)]
             for topic in TOPICS
         ]
         odd = [b"\0k", b"\1k\1" + GOOD, b"\2" + GOOD, b"\3" + OTHER]
@@ -105,13 +108,14 @@ class JsonTarget(Target):
         topic, values = data[0] % len(TOPICS) if data else 0, data[1:].split(b"\xff")
         codec, definition = self._codecs[topic]
         messages = _messages([GOOD, *values, OTHER])
-        decoded, defined = codec.decode(messages), definition.decode(messages)
-        offsets = [batch.column("offset").to_pylist() for batch in decoded]
-        assert sorted(offsets[0] + offsets[1]) == messages.offsets, "not one event or reject for each message"
+        guarded = replace(messages, values=self._memory.blobs(messages.values, last=len(values)))
+        decoded, defined = _decoded(codec, guarded), _decoded(definition, messages)
+        offsets = [decoded.events.offset_N.tolist(), decoded.rejects["offset"].to_pylist()]
+        assert sorted(offsets[0] + offsets[1]) == messages.offset_N.tolist(), "not one event or reject for each message"
         assert all(each == sorted(each) for each in offsets), "out of order"
         assert _bits(decoded.events) == _bits(defined.events), "not what one by one gives"
         assert decoded.rejects.equals(defined.rejects), "not what is refused one by one"
-        neighbours = [_row(decoded.events, 0), _row(decoded.events, decoded.events.num_rows - 1)]
+        neighbours = [_row(decoded.events, 0), _row(decoded.events, len(decoded.events) - 1)]
         assert neighbours == self._alone[topic], "a good message is not what it is alone"
 
 
@@ -254,19 +258,26 @@ def _messages(values: list[bytes]) -> Messages:
                 timestamps[index], texts[index] = -1, value[1:]
             case b"\3":
                 keys[index], texts[index] = None, value[1:]
-    return Messages(list(range(100, 100 + len(values))), timestamps, keys, texts)
+    return Messages.of(range(100, 100 + len(values)), timestamps, keys, texts)
 
 
-def _bits(events: pa.RecordBatch) -> list[bytes]:
-    """Arrow's own comparison takes NaN for unequal and -0.0 for 0.0."""
-    return [buffer.to_pybytes() for column in events.columns for buffer in column.buffers() if buffer]
+def _decoded(codec: Codec, messages: Messages) -> Decoded:
+    return codec.decode(messages, allocate(len(messages), codec.columns))
 
 
-def _row(events: pa.RecordBatch, index: int) -> list[bytes]:
+def _columns(events: Events) -> list[np.ndarray]:
+    columns = [getattr(events, name) for name in events.__slots__]
+    return [column for column in columns if column is not None]
+
+
+def _bits(events: Events) -> list[bytes]:
+    """A NaN is equal to itself here, and -0.0 is not 0.0."""
+    return [column.tobytes() for column in _columns(events)]
+
+
+def _row(events: Events, index: int) -> list[bytes]:
     """The bits of one row, but for its offset."""
-    rows = Events.from_arrow(events)
-    columns = (rows.key_N2, rows.event_time_N, rows.row_N, rows.kind_N, rows.features_NC, rows.weight_N, rows.label_N)
-    return [column[index].tobytes() for column in columns if column is not None and len(column)]
+    return [column[index].tobytes() for column in _columns(events) if column is not events.offset_N and len(column)]
 
 
 def _keys(annotation: object) -> list[str]:

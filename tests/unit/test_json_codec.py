@@ -1,25 +1,29 @@
 """JSON codec: which messages are good, what becomes of them, and in which words the others are refused."""
 
+import dataclasses
+import itertools
 import json
 from typing import Any
 
 import numpy as np
 import orjson
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consumers.codecs import Decoded, fields
-from consumers.codecs.json import CHUNK, JsonCodec
+from consumers.codecs.json import JsonCodec
+from consumers.codecs.keys import LEARNED_MAX, NAME_BYTES_MAX
 from consumers.codecs.strict import NESTING_MAX
-from consumers.codecs.table import Rows
+from consumers.codecs.table import allocate
 from consumers.config import FeaturesConfig, LabelRule, LabelsConfig
 from consumers.hashing import bucket, key128
-from consumers.record import REJECT_RAW_BYTES_MAX, REJECTS, Events, Kind, Messages, event_schema
+from consumers.record import REJECT_RAW_BYTES_MAX, REJECTS, Blobs, Events, Kind, Messages
+from tests.guarded import GuardedMemory
 
 BINARY = LabelRule(kind="binary")
 NOW = 1_700_000_000_000
+MEMORY = GuardedMemory()
 GOOD = {"id": "a", "ts": NOW, "x": 1.5, "y": -2, "z": 0.25, "color": "red", "size": "L"}
 
 
@@ -42,20 +46,24 @@ def late(**changes: Any) -> LabelsConfig:
 class SlowOnly(JsonCodec):
     """The definition of correctness by itself."""
 
-    def _bulk(self, *_: object) -> Rows:
-        raise ValueError
+    def decode_fast(self, *_: object) -> None:
+        pass
 
 
-class BulkOnly(JsonCodec):
-    """Shows what the bulk path does not take."""
+class FastOnly(JsonCodec):
+    """Shows what the fast way does not take."""
 
-    def _slow(self, *_: object) -> Rows:
-        raise fields.Reject("not taken by the bulk path")
+    def parse(self, value: bytes) -> dict[str, Any]:
+        raise fields.Reject("not taken by the fast way")
+
+
+def decode(codec: JsonCodec, batch: Messages) -> Decoded:
+    return codec.decode(batch, allocate(int(codec.rows_N(batch).sum()), codec.columns))
 
 
 def messages(*values: bytes | None, key: bytes | None = b"k", timestamp: int = NOW) -> Messages:
     count = len(values)
-    return Messages(list(range(100, 100 + count)), [timestamp] * count, [key] * count, list(values))
+    return Messages.of(range(100, 100 + count), [timestamp] * count, [key] * count, values)
 
 
 def dumps(document: Any) -> bytes:
@@ -67,30 +75,40 @@ def but(**changes: Any) -> bytes:
     return dumps({name: item for name, item in (GOOD | changes).items() if item is not ...})
 
 
+def among_others(batch: Messages) -> Messages:
+    """The same messages in a buffer that goes on behind each of them with what could be more of it."""
+    data, start_N = bytearray(), []
+    for index in range(len(batch)):
+        start_N.append(len(data))
+        data += (batch.values.at(index) or b"") + b'0"}]}' * 8
+    values = Blobs(np.frombuffer(bytes(data), np.uint8), np.array(start_N, np.int64), batch.values.length_N)
+    return dataclasses.replace(batch, values=values)
+
+
 def one(
     value: bytes | None, config: FeaturesConfig | LabelsConfig | None = None, rule: LabelRule = BINARY, **how: Any
 ) -> Events:
-    decoded = JsonCodec(config or flights(), rule).decode(messages(value, **how))
+    decoded = decode(JsonCodec(config or flights(), rule), messages(value, **how))
     assert decoded.rejects.num_rows == 0, decoded.rejects["reason"][0]
-    return Events.from_arrow(decoded.events)
+    return decoded.events
 
 
 def reason(
     value: bytes | None, config: FeaturesConfig | LabelsConfig | None = None, rule: LabelRule = BINARY, **how: Any
 ) -> str:
-    decoded = JsonCodec(config or flights(), rule).decode(messages(value, **how))
-    assert decoded.events.num_rows == 0
+    decoded = decode(JsonCodec(config or flights(), rule), messages(value, **how))
+    assert len(decoded.events) == 0
     return str(decoded.rejects["reason"][0])
 
 
 def same_bits(left: Decoded, right: Decoded) -> bool:
-    """Arrow's own comparison takes NaN for unequal and -0.0 for 0.0."""
-    pairs = zip(left.events.columns, right.events.columns, strict=True)
-    return left.rejects.equals(right.rejects) and all(_bytes(a) == _bytes(b) for a, b in pairs)
+    """A NaN is equal to itself here, and -0.0 is not 0.0."""
+    return left.rejects.equals(right.rejects) and bits(left.events) == bits(right.events)
 
 
-def _bytes(array: pa.Array) -> list[bytes | None]:
-    return [buffer and buffer.to_pybytes() for buffer in array.buffers()]
+def bits(events: Events) -> list[bytes | None]:
+    columns = [getattr(events, field.name) for field in dataclasses.fields(events)]
+    return [None if column is None else column.tobytes() for column in columns]
 
 
 class TestGoodMessages:
@@ -117,25 +135,29 @@ class TestGoodMessages:
         ],
     )
     @pytest.mark.parametrize("values", [(), (b"{}",), (but(late=1), but(late=0), but(), b"no")])
-    def test_batches_have_exactly_the_agreed_schemas(
+    def test_events_and_rejects_have_exactly_the_agreed_types(
         self,
         config: FeaturesConfig | LabelsConfig,
         columns: int,
         labelled: bool,
         values: tuple[bytes, ...],
     ) -> None:
-        decoded = JsonCodec(config, BINARY).decode(messages(*values))
-        decoded.events.validate(full=True)
-        decoded.rejects.validate(full=True)
-        assert decoded.events.schema.equals(event_schema(columns, labelled=labelled))
-        assert decoded.rejects.schema.equals(REJECTS)
+        events, rejects = decode(JsonCodec(config, BINARY), messages(*values))
+        usual = Events.none(columns, labelled=labelled)
+        for field in dataclasses.fields(events):
+            column, like = getattr(events, field.name), getattr(usual, field.name)
+            assert (column is None) == (like is None)
+            if column is not None:
+                assert (column.dtype, column.shape[1:]) == (like.dtype, like.shape[1:])
+                assert len(column) == (0 if field.name == "weight_N" and not columns else len(events))
+        rejects.validate(full=True)
+        assert rejects.schema.equals(REJECTS)
 
     def test_good_and_bad_keep_the_order_of_the_messages(self) -> None:
-        decoded = JsonCodec(flights(), BINARY).decode(
-            messages(but(x=1), b"bad", but(x=2, u={"n": 1}), None, b"", but(x=3), but(x=None))
-        )
-        assert decoded.events["offset"].to_pylist() == [100, 102, 103, 105]
-        assert [row[0] for row in decoded.events["features"].to_pylist()][::3] == [1, 3]
+        batch = messages(but(x=1), b"bad", but(x=2, u={"n": 1}), None, b"", but(x=3), but(x=None))
+        decoded = decode(JsonCodec(flights(), BINARY), batch)
+        assert decoded.events.offset_N.tolist() == [100, 102, 103, 105]
+        assert decoded.events.features_NC[:, 0].tolist() == [1, 2, 0, 3]
         assert decoded.rejects["offset"].to_pylist() == [101, 104, 106]
 
     def test_an_integer_key_is_its_decimal_text(self) -> None:
@@ -161,8 +183,8 @@ class TestGoodMessages:
 
     def test_an_integer_category_is_its_decimal_text_and_no_other_type_slips_in_after_it(self) -> None:
         codec = JsonCodec(flights(), BINARY)
-        decoded = codec.decode(messages(but(color=1), but(color="1"), but(color=1.0), but(color=True)))
-        assert {row[3] for row in decoded.events["features"].to_pylist()} == {bucket(b"1", 1024)}
+        decoded = decode(codec, messages(but(color=1), but(color="1"), but(color=1.0), but(color=True)))
+        assert set(decoded.events.features_NC[:, 3].tolist()) == {bucket(b"1", 1024)}
         assert decoded.rejects["offset"].to_pylist() == [102, 103]
 
     def test_the_memo_of_a_category_is_bounded_and_forgetting_changes_nothing(
@@ -333,13 +355,13 @@ class TestRejects:
         for depth, bad in [(NESTING_MAX - 1, False), (NESTING_MAX, True)]:
             lists = but(u=0).replace(b'"u": 0', b'"u": ' + b"[" * depth + b"]" * depth)
             objects = but(u=0).replace(b'"u": 0', b'"u": ' + b'{"n":' * (depth - 1) + b"{}" + b"}" * (depth - 1))
-            decoded = JsonCodec(flights(), BINARY).decode(messages(lists, objects))
+            decoded = decode(JsonCodec(flights(), BINARY), messages(lists, objects))
             assert decoded.rejects.num_rows == 2 * bad
 
     def test_a_reject_carries_the_start_of_the_value_and_its_whole_length(self) -> None:
         huge = b"x" * (REJECT_RAW_BYTES_MAX + 1)
-        batch = Messages([1, 2], [10, 20], [b"\xff", None], [huge, None])
-        rejects = JsonCodec(flights(), BINARY).decode(batch).rejects.to_pylist()
+        batch = Messages.of([1, 2], [10, 20], [b"\xff", None], [huge, None])
+        rejects = decode(JsonCodec(flights(), BINARY), batch).rejects.to_pylist()
         assert [row.pop("reason")[:5] for row in rejects] == ["value", "key: "]
         assert rejects[0] == {
             "offset": 1,
@@ -374,11 +396,17 @@ COMPANY = (
     *(but(u=0).replace(b'"u": 0', b'"u": ' + b'{"n":' * depth + b"0" + b"}" * depth) for depth in (31, 32)),
     *(but(pad="x" * 5000), but(at='{":'), b"{}", b"[]", b"{", b"null", None),
 )
-"""Messages, good and bad, of which each must be told apart from the others in its chunk."""
+"""Messages, good and bad, of which each must be told apart from the others beside it."""
 
 
-class TestTwoPathsOneAnswer:
-    """The bulk path may decline whatever it likes, but what it takes it decodes like the slow one."""
+AROUND_A_BYTE = (
+    *(b'{"a":"@"}', b'{"a":"@12345678"}', b'{"a":"12345678@"}', b'{"a":"\\@"}', b'{"a":"\\u00@0"}', b'{"@":1}'),
+    *(b'{"z":@}', b'{"z":1@}', b'{"z":1.@}', b'{"z":1e@}', b'{"z":-@}', b'{"z":[@]}', b'{@"z":1}', b'{"z":1,@}'),
+)
+
+
+class TestTwoWaysOneAnswer:
+    """The fast way may decline whatever it likes, but what it takes it decodes like the slow one."""
 
     CONFIGS = (
         flights(),
@@ -418,10 +446,12 @@ class TestTwoPathsOneAnswer:
         for config in self.CONFIGS:
             labelled = isinstance(config, LabelsConfig) or config.label is not None
             for rule in self.RULES if labelled else self.RULES[:1]:
-                batch = messages(*values, key=key)
-                both, slow = JsonCodec(config, rule).decode(batch), SlowOnly(config, rule).decode(batch)
-                assert same_bits(both, slow)
-                assert both.events.num_rows + both.rejects.num_rows == len(values)
+                batch, codec = messages(*values, key=key), JsonCodec(config, rule)
+                slow = decode(SlowOnly(config, rule), batch)
+                guarded = dataclasses.replace(batch, values=MEMORY.blobs(batch.values, last=len(values) // 2))
+                assert same_bits(decode(codec, guarded), slow), "at the end of memory"
+                assert same_bits(decode(codec, among_others(batch)), slow), "as expected, and not at the end"
+                assert len(slow.events) + slow.rejects.num_rows == len(values)
 
     @settings(max_examples=150, deadline=None)
     @given(st.binary(max_size=60), st.none() | st.binary(max_size=3))
@@ -461,13 +491,12 @@ class TestTwoPathsOneAnswer:
     def test_a_message_decodes_the_same_in_any_company(self) -> None:
         values = [but(x=1), but(x=True), but(color=1), but(color=True), but(z=None), None, b"{"] * 2
         codec = JsonCodec(flights(), BINARY)
-        together = codec.decode(messages(*values))
-        alone = [JsonCodec(flights(), BINARY).decode(messages(value)) for value in values]
-        assert same_bits(codec.decode(messages(*values)), together)
-        for name in ("key", "kind"):
-            assert together.events[name].to_pylist() == [x for part in alone for x in part.events[name].to_pylist()]
-        rows = np.concatenate([Events.from_arrow(part.events).features_NC for part in alone])
-        np.testing.assert_array_equal(Events.from_arrow(together.events).features_NC, rows)
+        together = decode(codec, messages(*values)).events
+        alone = [decode(JsonCodec(flights(), BINARY), messages(value)).events for value in values]
+        assert bits(decode(codec, messages(*values)).events) == bits(together)
+        for name in ("key_N2", "kind_N", "features_NC"):
+            rows = np.concatenate([getattr(events, name) for events in alone])
+            np.testing.assert_array_equal(getattr(together, name), rows)
 
     def test_for_each_in_usual_company(self) -> None:
         for each in COMPANY:
@@ -479,13 +508,97 @@ class TestTwoPathsOneAnswer:
         """Nothing that one message holds may excuse what another one lacks."""
         self.check(*[COMPANY[each] for each in chosen])
 
-    @pytest.mark.parametrize("count", [15, 16, 17, 33])
-    def test_for_one_unusual_message_anywhere_in_a_chunk(self, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("consumers.codecs.json.CHUNK", 16)
-        usual = [but(id=f"k{number}", x=number, w=0.5, late=number % 2, z=None) for number in range(count)]
-        for at in {0, 1, 8, 14, 15, 16, count - 1} & set(range(count)):
-            for unusual in (None, b"{", but(x=True), but(id=4), but(ts=-1), but(late=2, w=-1), but(color=None)):
-                self.check(*usual[:at], unusual, *usual[at + 1 :])
+    def test_for_one_unusual_message_among_usual_ones(self) -> None:
+        usual = [but(id=f"k{number}", x=number, w=0.5, late=number % 2, z=None) for number in range(5)]
+        for unusual in (None, b"{", but(x=True), but(id=4), but(ts=-1), but(late=2, w=-1), but(color=None)):
+            for at in range(6):
+                self.check(*usual[:at], unusual, *usual[at:])
+
+    def test_for_messages_whose_values_and_keys_lie_anywhere_in_a_buffer(self) -> None:
+        values = [but(), but(id="b"), b"{", but(id="c" * 300)]
+        batch = messages(*values)
+        order = np.array([3, 1, 0, 2])
+        blobs = Blobs.of([values[index] for index in order])
+        place = np.argsort(order)
+        moved = dataclasses.replace(batch, values=Blobs(blobs.data, blobs.start_N[place], blobs.length_N[place]))
+        codec = JsonCodec(flights(), BINARY)
+        assert same_bits(decode(codec, moved), decode(codec, batch))
+
+    @pytest.mark.parametrize("space", [" ", "\t", "\n", "\r", "\x0b", "\x0c", "\xa0", "\0"])
+    def test_for_spaces_wherever_they_may_stand(self, space: str) -> None:
+        text = json.dumps(GOOD | {"u": [1, {"n": []}, {}]}, indent=2).replace("  ", space)
+        self.check(f"{space}{text}{space}".encode())
+
+    @pytest.mark.parametrize("start", [*range(0, 0x900, 7), 0xD7FF, 0xD800, 0xDBFF, 0xDC00, 0xDFFF, 0xE000, 0x10FFFF])
+    def test_for_each_character_as_it_is_and_escaped(self, start: int) -> None:
+        text = "".join(map(chr, range(start, min(start + 7, 0x110000))))
+        for ascii_only in (True, False):
+            value = json.dumps(GOOD | {"id": text, "color": text, text: 1}, ensure_ascii=ascii_only)
+            self.check(value.encode("utf-8", "surrogatepass"))
+
+    @pytest.mark.parametrize("around", AROUND_A_BYTE)
+    def test_for_each_byte_in_any_place_near_the_end_of_memory(self, around: bytes) -> None:
+        config = features(numeric=[{"name": "z", "nullable": True}])
+        both, slow = JsonCodec(config, BINARY), SlowOnly(config, BINARY)
+        for byte in range(256):
+            batch = messages(around.replace(b"@", bytes([byte])))
+            guarded = dataclasses.replace(batch, values=MEMORY.blobs(batch.values, last=0))
+            assert same_bits(decode(both, guarded), decode(slow, batch)), batch.values.at(0)
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.from_regex(rb"-?[0-9]{0,25}(\.[0-9]{0,25})?([eE][-+]?[0-9]{0,3})?", fullmatch=True))
+    def test_for_any_number(self, text: bytes) -> None:
+        self.check(but(x=0).replace(b'"x": 0', b'"x": ' + text), but(u=[0]).replace(b"[0]", b"[%s]" % text))
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.floats(allow_nan=False, allow_infinity=False), st.sampled_from(["%r", "%.17e", "%.25f", "%.3g"]))
+    def test_for_any_number_as_it_is_written(self, number: float, form: str) -> None:
+        self.check(but(x=0, late=0).replace(b"0", (form % number).encode()))
+
+
+class TestKeys:
+    """What is remembered of keys saves work and changes no result."""
+
+    def test_keys_that_are_always_new_are_forgotten_in_time(self) -> None:
+        values = [but(**{f"key {number}": {"a": number}}) for number in range(3 * LEARNED_MAX)]
+        codec = JsonCodec(flights(), BINARY)
+        assert len(decode(codec, messages(*values)).events) == len(values)
+        fast = decode(FastOnly(flights(), BINARY), messages(*values))
+        assert 0 < fast.rejects.num_rows < 10
+
+    def test_more_fields_than_there_are_other_keys(self) -> None:
+        names = [f"column {number}" for number in range(2 * LEARNED_MAX)]
+        row = dict(zip(names, range(len(names)), strict=True))
+        events = decode(FastOnly(features(numeric=names), BINARY), messages(dumps(row), but(**row))).events
+        assert events.features_NC.tolist() == [list(row.values())] * 2
+
+    @pytest.mark.parametrize("name", ["é", "a b", 'a"b', "a\\b", "a\nb", "", "x" * NAME_BYTES_MAX, "x" * 300, "a\x7fb"])
+    def test_a_name_in_any_spelling_is_the_same_field(self, name: str) -> None:
+        config = features(key="id", numeric=[{"name": name, "nullable": True}])
+        codec = JsonCodec(config, BINARY)
+        escaped = "".join(f"\\u{ord(char):04x}" for char in name)
+        plain, other = json.dumps({"id": 1, name: 2.5}, ensure_ascii=False), f'{{"id":1,"{escaped}":2.5}}'
+        twice = f'{{"id":1,"{escaped}":2.5,{plain[10:]}'
+        assert json.loads(twice) == json.loads(plain)
+        for _ in range(2):
+            decoded = decode(codec, messages(plain.encode(), other.encode(), twice.encode(), b'{"id": 1}'))
+            assert decoded.events.features_NC[:2].tolist() == [[2.5], [2.5]]
+            assert np.isnan(decoded.events.features_NC[2, 0])
+            assert decoded.rejects["reason"].to_pylist() == [f"duplicate key {name[:60]!a}"]
+
+    def test_the_same_key_in_objects_beside_and_within_each_other_is_no_duplicate(self) -> None:
+        value = but(u=[{"x": 1, "y": [{"x": 1}, {"x": 2}]}, {"x": {"x": {"x": 1}}}], v={"x": 1})
+        assert len(decode(FastOnly(flights(), BINARY), messages(value, value)).events) == 2
+
+    @pytest.mark.parametrize("bad", ['{"n":1,"n":2}', '[{"n":1,"m":{"n":1},"n":2}]', '{"n":1,"\\u006e":2}'])
+    def test_a_duplicate_within_is_found_however_often_it_comes(self, bad: str) -> None:
+        value = but(u=0).replace(b'"u": 0', b'"u": ' + bad.encode())
+        decoded = decode(JsonCodec(flights(), BINARY), messages(*[value] * 3))
+        assert decoded.rejects["reason"].to_pylist() == ["duplicate key 'n'"] * 3
+
+
+class TestTheFastWay:
+    """Takes what producers usually write, so that the slow way is for what is rare."""
 
     @pytest.mark.parametrize(
         "value",
@@ -499,20 +612,31 @@ class TestTwoPathsOneAnswer:
             but(size=None),
             but(size=...),
             but(color=3),
+            but(color="gr\u00fcn", id="na\u00efve \U0001f600"),
+            but(x=0.1234567890123456, y=-1.2345e-30, z=1234567890123456789.0),
             but(at="2013-01-01T05:00", url="http://a:1/", flag=True, tags=["a"]),
-            but(meta={"source": {"host": "a:1"}, "hops": [{"n": 1}, {"n": 2}]}),
+            but(meta={"source": {"host": "a:1"}, "hops": [{"n": 1}, {"n": 2}], "empty": [{}, []]}),
+            but(big=2**70, small=1e-300, text='two\nlines, "quoted", in a \u00dc'),
+            but(text="much text, with a line\n" * 100),
+            json.dumps(GOOD, indent=4).encode(),
+            json.dumps(GOOD | {"größe": 1}).encode(),
         ],
     )
-    def test_the_bulk_path_takes_what_producers_usually_write(self, value: bytes) -> None:
-        batch = messages(*[value] * (CHUNK + 1))
-        assert BulkOnly(flights(), BINARY).decode(batch).events.num_rows == CHUNK + 1
+    def test_takes_usual_messages(self, value: bytes) -> None:
+        assert len(decode(FastOnly(flights(), BINARY), messages(value, value, value)).events) == 3
+
+    def test_takes_fields_in_any_order(self) -> None:
+        values = [dumps(dict(each)) for each in itertools.permutations(GOOD.items())]
+        events = decode(FastOnly(flights(), BINARY), messages(*values)).events
+        assert len(events) == len(values)
+        assert len(np.unique(events.features_NC, axis=0)) == 1
 
     @pytest.mark.parametrize("late_by_rule", [(BINARY, [True, False, 0, 1.0]), (LabelRule(kind="number"), [1, 0.5])])
-    def test_the_bulk_path_takes_usual_labels(self, late_by_rule: tuple[LabelRule, list[Any]]) -> None:
+    def test_takes_usual_labels(self, late_by_rule: tuple[LabelRule, list[Any]]) -> None:
         rule, labels = late_by_rule
         batch = messages(*[dumps({"id": "a", "ts": 5, "late": label}) for label in labels])
-        assert BulkOnly(late(), rule).decode(batch).events.num_rows == len(labels)
+        assert len(decode(FastOnly(late(), rule), batch).events) == len(labels)
 
-    def test_one_bad_message_sends_few_others_down_the_slow_path(self) -> None:
-        decoded = BulkOnly(flights(), BINARY).decode(messages(*[but()] * 37, but(x=True), *[but()] * CHUNK))
-        assert decoded.rejects.num_rows <= 2
+    def test_one_bad_message_costs_itself_and_no_other(self) -> None:
+        decoded = decode(FastOnly(flights(), BINARY), messages(*[but()] * 37, but(x=True), *[but()] * 100))
+        assert decoded.rejects["offset"].to_pylist() == [137]
