@@ -97,7 +97,7 @@ def learned(config: JobConfig) -> dict[str, Any]:
     """What comes of the topics as they are, in one undisturbed run with one reader."""
     live = Live(with_settings(config, {"stream.readers": 1}), until_caught_up=True)
     try:
-        live.run(seconds=200)
+        live.run()
         return comparable(live.commit())
     finally:
         live.close()
