@@ -64,7 +64,9 @@ def test_the_job_file_of_the_readme_is_valid(tmp_path: Path) -> None:
         load(path, [])
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/guarantees.md", "docs/architecture.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/guarantees.md", "docs/architecture.md", "docs/performance.md", "CONTRIBUTING.md"]
+)
 def test_no_link_to_a_file_is_broken(page: str) -> None:
     path = ROOT / page
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()):
