@@ -123,7 +123,7 @@ def _load(table: TableRows, key_N2: npt.NDArray[np.uint64], start: int) -> None:
         tag = _tag(table, key_N2[number, 0])
         place = np.int64(tag) & mask
         row = max(np.int64(table.index_H2[place, 0]) - 1, 0) * (table.index_H2[place, 1] == tag)
-        total += np.int64(table.key_R2[row, 0]) + table.status_R[row] + table.event_time_R[row]
+        total += np.int64(table.key_R2[row, 0]) + table.event_time_R[row] + table.partition_R[row] + table.status_R[row]
     table.cursor_6[LOADED] = total
 
 

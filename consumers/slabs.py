@@ -20,6 +20,9 @@ from consumers.record import NEVER, Bytes1, Int64s, Side
 INDEX_MIN = 1024
 """Places of a new index; a power of two."""
 
+HUGE_FROM = 8
+"""Slabs in use from which new ones take pages of 2 MiB: a small table would take more memory than it says."""
+
 
 @dataclass(frozen=True, slots=True)
 class SlabView:
@@ -125,6 +128,9 @@ class SlabTable:
     def open_slab(self) -> None:
         """Begins a new slab; the last one must be full. The caller has made sure that one is free."""
         self.release()
+        if len(self.order) == HUGE_FROM:
+            for array in (*self.columns.values(), self.rows.status_R):
+                mapping.prefer_huge_pages(array)
         slab, self._warm = heapq.heappop(self._free) if self._warm is None else self._warm, None
         self.order.append(slab)
         self._next_number += 1
@@ -245,6 +251,7 @@ class SlabTable:
     def _size_index(self, size: int) -> None:
         # A mapping of its own, as large as the largest arrays here are: freed memory goes back, a heap would keep it.
         self.rows = self.rows._replace(index_H2=mapping.reserve((size, 2), self.rows.index_H2.dtype))
+        mapping.prefer_huge_pages(self.rows.index_H2)
 
     def _give_back(self, slab: int) -> None:
         """A dropped slab's place is free. One keeps its memory: of a steady stream each slab follows one that goes."""

@@ -69,10 +69,13 @@ class Learner:
 
     def step(self, batch: Batch) -> StepReport:
         """Learns from one batch, unless its loss or its gradient norm is not finite."""
-        frozen_scores_BS = self._score(self.frozen, batch.features_BC) if self.frozen else None
+        frozen_scores_BS = self._frozen_scores(batch)
         with flushed_denormals():
             loss, finite = self._step(batch)
         return StepReport(loss, not finite, frozen_scores_BS)
+
+    def _frozen_scores(self, batch: Batch) -> Float32s | None:
+        return self._score(self.frozen, batch.features_BC) if self.frozen else None
 
     def _step(self, batch: Batch) -> tuple[float, bool]:
         features_BC = self._block(batch.features_BC)
