@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import fastavro
 import numpy as np
@@ -26,7 +26,6 @@ from consumers.codecs.avro_program import (
     END,
     FLOAT32,
     FLOAT64,
-    INSIDE,
     LONG,
     SCALED,
     STRING,
@@ -36,12 +35,13 @@ from consumers.codecs.avro_program import (
     compiled,
     plain,
 )
-from consumers.codecs.binary import float32, is_utf8, varint, zigzag
+from consumers.codecs.binary import float32, varint, zigzag
 from consumers.codecs.fields import Reject
 from consumers.codecs.registry import Registry
-from consumers.codecs.scan import MISSING, TEXT, Found, MessageArrays, Plan, new_found, planned, take
+from consumers.codecs.scan import MISSING, OBJECT, TEXT, Found, MessageArrays, Plan, new_found, planned, take
 from consumers.codecs.schemas import Reader, SchemaCodec
 from consumers.codecs.table import RowArrays
+from consumers.codecs.text import valid_text
 from consumers.codecs.words import float_of, word
 from consumers.compiled import njit_borrowing
 from consumers.config import FeaturesConfig, LabelRule, LabelsConfig
@@ -109,7 +109,7 @@ class _Reader(Reader):
             raise Reject(f"not as the writer's Avro schema says: {error or type(error).__name__}") from None
         if source.tell() < len(body):
             raise Reject(f"{len(body) - source.tell()} bytes behind the end of the Avro record")
-        return message
+        return cast(dict[str, Any], message)
 
 
 @njit_borrowing
@@ -141,7 +141,7 @@ def _decode(
 def _is_event(data: Bytes1, envelope: int, found: Found) -> bool:
     """Whether the envelope holds an event. The two slots for that are in front of the last."""
     outer = len(found.kind_U) - 3
-    if found.kind_U[outer] != TEXT or found.kind_U[outer + 1] != INSIDE:
+    if found.kind_U[outer] != TEXT or found.kind_U[outer + 1] != OBJECT:
         return False
     if envelope == _CLOUDEVENT:
         return True
@@ -198,7 +198,7 @@ def _counted(data: Bytes1, at: int, stop: int, program: Program, op: int, found:
     elif value < 0:
         return -1, END
     elif code in (STRING, BYTES):
-        if value > stop - at or (code == STRING and not is_utf8(data, at, at + value)):
+        if value > stop - at or (code == STRING and not valid_text(data, at, at + value)):
             return -1, END
         found.start_U[slot], found.length_U[slot] = at, value
         at += value

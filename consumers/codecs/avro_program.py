@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from consumers.codecs.fields import Reject
-from consumers.codecs.scan import BOOL, FLOAT, INTEGER, NULL, OTHER, SCRATCH, TEXT
+from consumers.codecs.scan import BOOL, FLOAT, INTEGER, INTEGER_BYTES, NULL, OBJECT, OTHER, SCRATCH, TEXT
 from consumers.record import Bytes1, Int64s
 
 OPS_MAX = 65_536
@@ -26,9 +26,6 @@ _LOGICAL = {
     "timestamp-nanos": "ms-in-nanos",
     "local-timestamp-nanos": "ms-in-nanos",
 }
-
-INSIDE = 255
-"""The kind of a record whose fields are asked for."""
 
 _PRIMITIVES = {
     "null": (NOTHING, NULL, 0),
@@ -83,7 +80,7 @@ class Program(NamedTuple):
     left_P: Int64s  # of BLOCKS, while it runs: how many items the block still has
     target_T: Int64s  # the first ops of the branches of all unions
     symbol_S: Int64s  # where the symbols of all enums begin in `symbols`; then its length
-    symbols: Bytes1
+    symbols: Bytes1  # as `Found.scratch` takes them
 
 
 def compiled(schema: Any, named: Mapping[str, Any], place: Place, nowhere: int) -> Program:
@@ -114,7 +111,7 @@ def compiled(schema: Any, named: Mapping[str, Any], place: Place, nowhere: int) 
         np.zeros(len(compiler.ops), np.int64),
         np.array(compiler.targets, np.int64),
         np.cumsum([0, *lengths], dtype=np.int64),
-        np.frombuffer(b"".join(compiler.symbols) + b"\0", np.uint8),
+        np.frombuffer(bytearray(b"".join(compiler.symbols)) + bytes(INTEGER_BYTES), np.uint8),
     )
 
 
@@ -168,7 +165,7 @@ class _Compiler:
         self._open.pop()
         if place.slot == self._nowhere.slot:
             return after
-        return self._op(NOTHING, INSIDE if place.fields else OTHER, place, after)
+        return self._op(NOTHING, OBJECT, place, after)
 
     def _blocks(self, schema: dict[str, Any], place: Place, after: int) -> int:
         again = self._op(AGAIN, OTHER, self._nowhere, END)

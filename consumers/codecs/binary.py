@@ -1,16 +1,15 @@
-"""What Avro and Protobuf have in common: how numbers and text lie in a message. For compiled loops."""
+"""How numbers lie in an Avro or Protobuf message: compiled."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from consumers.codecs.words import half, word
+from consumers.codecs.words import half
 from consumers.compiled import njit_borrowing
 from consumers.record import Bytes1
 
 _0, _1, _7, _63 = np.uint64(0), np.uint64(1), np.uint64(7), np.uint64(63)
 _MORE, _LOW_7 = np.uint64(0x80), np.uint64(0x7F)
-_MORE_IN_WORD = np.uint64(0x8080808080808080)
 
 
 @njit_borrowing
@@ -37,29 +36,3 @@ def zigzag(value: np.uint64) -> int:
 def float32(data: Bytes1, at: int) -> np.float32:
     """Four bytes, which must be there, as a float."""
     return np.uint32(half(data, at)).view(np.float32)
-
-
-@njit_borrowing
-def is_utf8(data: Bytes1, at: int, stop: int) -> bool:
-    """Whether bytes `[at, stop)` are UTF-8 as Python decodes it: the shortest form, no surrogates."""
-    while at < stop:
-        if at + 8 <= stop and word(data, at) & _MORE_IN_WORD == _0:
-            at += 8
-            continue
-        byte = data[np.uint64(at)]
-        if byte < 0x80:
-            at += 1
-            continue
-        more = 1 if byte < 0xE0 else 2 if byte < 0xF0 else 3
-        if byte < 0xC2 or byte > 0xF4 or at + more >= stop:
-            return False
-        second = data[np.uint64(at + 1)]
-        low = 0xA0 if byte == 0xE0 else 0x90 if byte == 0xF0 else 0x80
-        high = 0x9F if byte == 0xED else 0x8F if byte == 0xF4 else 0xBF
-        if second < low or second > high:
-            return False
-        for behind in range(2, more + 1):
-            if data[np.uint64(at + behind)] & 0xC0 != 0x80:
-                return False
-        at += more + 1
-    return True

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto, FileDescriptorSet
 from google.protobuf.message import DecodeError
 
-from consumers.codecs.binary import float32, is_utf8, varint, zigzag
+from consumers.codecs.binary import float32, varint, zigzag
 from consumers.codecs.fields import Reject
 from consumers.codecs.protobuf_layout import (
     DOUBLE,
@@ -38,6 +38,7 @@ from consumers.codecs.registry import Registry
 from consumers.codecs.scan import MISSING, Found, MessageArrays, Plan, new_found, planned, take
 from consumers.codecs.schemas import HEADER_BYTES, Reader, SchemaCodec
 from consumers.codecs.table import RowArrays
+from consumers.codecs.text import valid_text
 from consumers.codecs.words import float_of, half, word
 from consumers.compiled import njit_borrowing
 from consumers.config import FeaturesConfig, LabelRule, LabelsConfig
@@ -234,7 +235,7 @@ def _value(data: Bytes1, at: int, stop: int, layout: Layout, entry: int, found: 
     if wire == SIZED:
         size, begin = varint(data, begin, stop)
         found.start_U[slot], found.length_U[slot] = begin, np.int64(size)
-        return at if code != STRING or is_utf8(data, begin, at) else -1
+        return at if code != STRING or valid_text(data, begin, at) else -1
     if wire == EIGHT:
         value = int(np.int64(word(data, begin)))
     elif wire == FOUR:
