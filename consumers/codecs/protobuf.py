@@ -20,11 +20,9 @@ from google.protobuf.message import DecodeError
 from consumers.codecs.binary import float32, varint, zigzag
 from consumers.codecs.fields import Reject
 from consumers.codecs.protobuf_layout import (
-    DOUBLE,
     EIGHT,
     FOUR,
     SFIXED32,
-    SINGLE,
     SINT32,
     SINT64,
     SIZED,
@@ -40,7 +38,7 @@ from consumers.codecs.schemas import HEADER_BYTES, Reader, SchemaCodec
 from consumers.codecs.table import RowArrays
 from consumers.codecs.text import valid_text
 from consumers.codecs.words import float_of, half, word
-from consumers.compiled import njit_borrowing
+from consumers.compiled import njit_borrowing, njit_inlined
 from consumers.config import FeaturesConfig, LabelRule, LabelsConfig
 from consumers.record import Bytes1, Int64s
 
@@ -197,7 +195,7 @@ def _scan(data: Bytes1, at: int, stop: int, layout: Layout, found: Found) -> boo
             entry += 1
         if layout.number_E[entry] != number:
             at = _skipped(data, at, stop, wire)
-        elif layout.wrapped_E[entry] or layout.code_E[entry] == TIMESTAMP:
+        elif layout.message_E[entry]:
             at = _message(data, at, stop, wire, layout, entry, found)
         elif wire == layout.wire_E[entry]:
             at = _value(data, at, stop, layout, entry, found)
@@ -218,32 +216,30 @@ def _skipped(data: Bytes1, at: int, stop: int, wire: int) -> int:
     return -1 if at < 0 or size > np.uint64(stop - at) else at + int(size)
 
 
-@njit_borrowing
+@njit_inlined
 def _value(data: Bytes1, at: int, stop: int, layout: Layout, entry: int, found: Found) -> int:
     """Notes a scalar; the place after it, or -1."""
     slot, code, wire = layout.slot_E[entry], layout.code_E[entry], layout.wire_E[entry]
     found.kind_U[slot] = layout.kind_E[entry]
-    begin, at = at, _skipped(data, at, stop, wire)
-    if at < 0:
-        return -1
-    if code == DOUBLE:
-        found.number_U[slot] = float_of(word(data, begin))
-        return at
-    if code == SINGLE:
-        found.number_U[slot] = float32(data, begin)
-        return at
     if wire == SIZED:
-        size, begin = varint(data, begin, stop)
-        found.start_U[slot], found.length_U[slot] = begin, np.int64(size)
-        return at if code != STRING or valid_text(data, begin, at) else -1
-    if wire == EIGHT:
-        value = int(np.int64(word(data, begin)))
-    elif wire == FOUR:
-        value = int(half(data, begin))
-        value = int(np.int32(value)) if code == SFIXED32 else value
-    else:
-        raw, at = varint(data, begin, stop)
+        size, at = varint(data, at, stop)
+        if at < 0 or size > np.uint64(stop - at):
+            return -1
+        end = at + int(size)
+        found.start_U[slot], found.length_U[slot] = at, end - at
+        return end if code != STRING or valid_text(data, at, end) else -1
+    if wire == VARINT:
+        raw, at = varint(data, at, stop)
         value = zigzag(raw) if code in (SINT32, SINT64) else int(np.int64(raw))
+    elif stop - at < (8 if wire == EIGHT else 4):
+        return -1
+    elif wire == EIGHT:
+        found.number_U[slot] = float_of(word(data, at))
+        value, at = int(np.int64(word(data, at))), at + 8
+    else:
+        found.number_U[slot] = float32(data, at)
+        value, at = int(half(data, at)), at + 4
+        value = int(np.int32(value)) if code == SFIXED32 else value
     found.integer_U[slot] = value
     return at if layout.low_E[entry] <= value <= layout.high_E[entry] else -1
 

@@ -22,26 +22,26 @@ TIMESTAMP, BYTES, UINT32, ENUM, SFIXED32, SFIXED64, SINT32, SINT64 = range(11, 1
 """FieldDescriptorProto.Type, for compiled loops. The only messages that are values are timestamps, and wrappers, whose
 code is that of what they wrap."""
 
-_INT32, _INT64, _NO_LIMIT = (-(2**31), 2**31 - 1), (-(2**63), 2**63 - 1), (0, 0)
+_INT32, _INT64 = (-(2**31), 2**31 - 1), (-(2**63), 2**63 - 1)
 _SCALARS = {
-    DOUBLE: (EIGHT, FLOAT, *_NO_LIMIT),
-    SINGLE: (FOUR, FLOAT, *_NO_LIMIT),
+    DOUBLE: (EIGHT, FLOAT, *_INT64),
+    SINGLE: (FOUR, FLOAT, *_INT64),
     INT64: (VARINT, INTEGER, *_INT64),
     UINT64: (VARINT, INTEGER, 0, 2**63 - 1),
     INT32: (VARINT, INTEGER, *_INT32),
     FIXED64: (EIGHT, INTEGER, 0, 2**63 - 1),
     FIXED32: (FOUR, INTEGER, 0, 2**32 - 1),
     BOOLEAN: (VARINT, BOOL, 0, 1),
-    STRING: (SIZED, TEXT, *_NO_LIMIT),
-    TIMESTAMP: (SIZED, INTEGER, *_NO_LIMIT),
-    BYTES: (SIZED, OTHER, *_NO_LIMIT),
+    STRING: (SIZED, TEXT, *_INT64),
+    TIMESTAMP: (SIZED, INTEGER, *_INT64),
+    BYTES: (SIZED, OTHER, *_INT64),
     UINT32: (VARINT, INTEGER, 0, 2**32 - 1),
     SFIXED32: (FOUR, INTEGER, *_INT32),
     SFIXED64: (EIGHT, INTEGER, *_INT64),
     SINT32: (VARINT, INTEGER, *_INT32),
     SINT64: (VARINT, INTEGER, *_INT64),
 }
-"""Wire type, kind, and the integers that the scanner takes."""
+"""Wire type, kind, and the least and greatest that the scanner takes, seen as an integer."""
 
 _F = FieldDescriptorProto
 _CODES = {f".{each.full_name}": each.fields[0].type for each in wrappers_pb2.DESCRIPTOR.message_types_by_name.values()}
@@ -55,11 +55,11 @@ class Layout(NamedTuple):
     number_E: Int64s  # ascending; one more behind them is larger than any
     slot_E: Int64s
     code_E: Int64s
-    wire_E: Int64s  # of the value, which may be in a wrapper
+    wire_E: Int64s  # of the value within a wrapper
     kind_E: Int64s
     low_E: Int64s
     high_E: Int64s
-    wrapped_E: npt.NDArray[np.bool_]
+    message_E: npt.NDArray[np.bool_]  # whether it is a wrapper or a timestamp
     default_U: Bytes1  # what a field is that does not occur: MISSING, or its kind, and then 0, false or empty
 
 
@@ -82,7 +82,7 @@ class Fields:
         entries = []
         for field in found:
             slot, code = names.index(field.name), _code(field)
-            entries.append((field.number, slot, code, *_SCALARS[code], field.type_name in _CODES and code != TIMESTAMP))
+            entries.append((field.number, slot, code, *_SCALARS[code], field.type_name in _CODES))
             copy = target.field.add(name=f"f{slot}", number=field.number, label=_F.LABEL_OPTIONAL)
             if field.type_name in _CODES:
                 copy.type, copy.type_name = _F.TYPE_MESSAGE, field.type_name
@@ -91,8 +91,8 @@ class Fields:
                 target.oneof_decl.add(name=f"_f{slot}")
             else:
                 copy.type, default_U[slot] = code, _SCALARS[code][1]
-        number, slots, codes, wires, kinds, low, high, wrapped = np.array([*entries, (2**62,) + (0,) * 7]).T.copy()
-        self.layout = Layout(number, slots, codes, wires, kinds, low, high, wrapped > 0, default_U)
+        number, slots, codes, wires, kinds, low, high, messages = np.array([*entries, (2**62,) + (0,) * 7]).T.copy()
+        self.layout = Layout(number, slots, codes, wires, kinds, low, high, messages > 0, default_U)
         self.type: Any = _message_class(pruned)
 
 
