@@ -43,12 +43,18 @@ from consumers.codecs.schemas import Reader, SchemaCodec
 from consumers.codecs.table import RowArrays
 from consumers.codecs.text import valid_text
 from consumers.codecs.words import float_of, word
-from consumers.compiled import njit_borrowing
+from consumers.compiled import njit_borrowing, njit_merged
 from consumers.config import FeaturesConfig, LabelRule, LabelsConfig
 from consumers.record import Bytes1, Int64s
 
 for _name, _divisor in DIVISORS.items():
     fastavro.read.LOGICAL_READERS[f"long-{_name}"] = lambda value, *_, divisor=_divisor: value // divisor
+
+_WRONG: dict[type, str] = {
+    EOFError: "it ends too early",
+    IndexError: "it ends too early, or there is no such symbol or branch",
+    UnicodeDecodeError: "text that is not UTF-8",
+}
 
 _BARE, _CLOUDEVENT, _CHANGE = range(3)
 _ENVELOPES = {"none": _BARE, "cloudevents": _CLOUDEVENT, "debezium": _CHANGE}
@@ -105,8 +111,9 @@ class _Reader(Reader):
         source = BytesIO(body)
         try:
             message: Any = fastavro.schemaless_reader(source, self._schema, None)
-        except Exception as error:  # it has one for each way in which bytes can be wrong
-            raise Reject(f"not as the writer's Avro schema says: {error or type(error).__name__}") from None
+        except Exception as error:  # some of their own words name an address in memory
+            words = _WRONG.get(type(error), type(error).__name__)
+            raise Reject(f"not as the writer's Avro schema says: {words}") from None
         if source.tell() < len(body):
             raise Reject(f"{len(body) - source.tell()} bytes behind the end of the Avro record")
         return cast(dict[str, Any], message)
@@ -149,7 +156,7 @@ def _is_event(data: Bytes1, envelope: int, found: Found) -> bool:
     return bool(found.length_U[outer] == 1 and op in (ord("c"), ord("u"), ord("r")))
 
 
-@njit_borrowing
+@njit_merged
 def _scan(data: Bytes1, at: int, stop: int, program: Program, found: Found) -> bool:
     """Notes what the program finds in bytes `[at, stop)`; False if they are not just what it says."""
     op = program.entry
@@ -177,7 +184,7 @@ def _scan(data: Bytes1, at: int, stop: int, program: Program, found: Found) -> b
     return bool(at == stop)
 
 
-@njit_borrowing
+@njit_merged
 def _counted(data: Bytes1, at: int, stop: int, program: Program, op: int, found: Found) -> tuple[int, int]:
     """One of the ops that begin with a number: the place after it, or -1 where `_scan` gives up, and the next op."""
     code, slot, what, after = program.code_P[op], program.slot_P[op], program.what_P[op], program.next_P[op]

@@ -38,7 +38,7 @@ from consumers.codecs.schemas import HEADER_BYTES, Reader, SchemaCodec
 from consumers.codecs.table import RowArrays
 from consumers.codecs.text import valid_text
 from consumers.codecs.words import float_of, half, word
-from consumers.compiled import njit_borrowing, njit_inlined
+from consumers.compiled import njit_borrowing, njit_merged
 from consumers.config import FeaturesConfig, LabelRule, LabelsConfig
 from consumers.record import Bytes1, Int64s
 
@@ -47,10 +47,11 @@ NESTING_MAX = 32
 
 NUMBER_MAX = 2**29 - 1  # of a field
 
+SHORT_MAX = 5
+"""Bytes of a tag, and of a size."""
+
 SECONDS_MAX = 2**40
 """Of a timestamp that the scanner takes: well beyond the year 9999."""
-
-_0, _3, _7 = np.uint64(0), np.uint64(3), np.uint64(7)
 
 
 class ProtobufCodec(SchemaCodec):
@@ -114,7 +115,7 @@ def _number(data: Bytes1, at: int) -> tuple[int, int]:
     number, at = varint(data, at, len(data))
     if at < 0:
         raise Reject("not in Confluent's wire format: no message indexes behind the schema id")
-    return int(zigzag(number)), at
+    return zigzag(number), at
 
 
 def _parsed(message: Any, data: bytes) -> Any:
@@ -180,13 +181,13 @@ def _decode(
         good_N[index] = _scan(values.data, start, stop, layout, found) and take(messages, index, found, plan, rows)
 
 
-@njit_borrowing
+@njit_merged
 def _scan(data: Bytes1, at: int, stop: int, layout: Layout, found: Found) -> bool:
     """Notes the fields in bytes `[at, stop)`; False if they are not plainly what the layout says."""
     entry = 0
     while 0 <= at < stop:
-        tag, at = varint(data, at, stop)
-        number, wire = int(tag >> _3), int(tag & _7)
+        tag, at = varint(data, at, min(stop, at + SHORT_MAX))
+        number, wire = tag >> 3, tag & 7
         if at < 0 or not 1 <= number <= NUMBER_MAX:
             return False
         while entry > 0 and layout.number_E[entry - 1] >= number:  # they mostly come in order
@@ -204,33 +205,33 @@ def _scan(data: Bytes1, at: int, stop: int, layout: Layout, found: Found) -> boo
     return bool(at == stop)
 
 
-@njit_borrowing
+@njit_merged
 def _skipped(data: Bytes1, at: int, stop: int, wire: int) -> int:
     """The place after a value of which nothing else is known, or -1."""
-    size = np.uint64(8 if wire == EIGHT else 4 if wire == FOUR else 0)
-    if wire in (VARINT, SIZED):
-        size, at = varint(data, at, stop)
-        size = size if wire == SIZED else _0
-    elif size == _0:
+    size = 8 if wire == EIGHT else 4
+    if wire == VARINT:
+        return varint(data, at, stop)[1]
+    if wire == SIZED:
+        size, at = varint(data, at, min(stop, at + SHORT_MAX))
+    elif wire not in (EIGHT, FOUR):
         return -1  # a group
-    return -1 if at < 0 or size > np.uint64(stop - at) else at + int(size)
+    return at + size if at >= 0 and 0 <= size <= stop - at else -1
 
 
-@njit_inlined
+@njit_merged
 def _value(data: Bytes1, at: int, stop: int, layout: Layout, entry: int, found: Found) -> int:
     """Notes a scalar; the place after it, or -1."""
     slot, code, wire = layout.slot_E[entry], layout.code_E[entry], layout.wire_E[entry]
     found.kind_U[slot] = layout.kind_E[entry]
     if wire == SIZED:
-        size, at = varint(data, at, stop)
-        if at < 0 or size > np.uint64(stop - at):
+        size, at = varint(data, at, min(stop, at + SHORT_MAX))
+        if at < 0 or not 0 <= size <= stop - at:
             return -1
-        end = at + int(size)
-        found.start_U[slot], found.length_U[slot] = at, end - at
-        return end if code != STRING or valid_text(data, at, end) else -1
+        found.start_U[slot], found.length_U[slot] = at, size
+        return at + size if code != STRING or valid_text(data, at, at + size) else -1
     if wire == VARINT:
         raw, at = varint(data, at, stop)
-        value = zigzag(raw) if code in (SINT32, SINT64) else int(np.int64(raw))
+        value = zigzag(raw) if code in (SINT32, SINT64) else raw
     elif stop - at < (8 if wire == EIGHT else 4):
         return -1
     elif wire == EIGHT:
@@ -238,7 +239,7 @@ def _value(data: Bytes1, at: int, stop: int, layout: Layout, entry: int, found: 
         value, at = int(np.int64(word(data, at))), at + 8
     else:
         found.number_U[slot] = float32(data, at)
-        value, at = int(half(data, at)), at + 4
+        value, at = int(np.int64(half(data, at))), at + 4
         value = int(np.int32(value)) if code == SFIXED32 else value
     found.integer_U[slot] = value
     return at if layout.low_E[entry] <= value <= layout.high_E[entry] else -1
@@ -267,11 +268,10 @@ def _message(data: Bytes1, at: int, stop: int, wire: int, layout: Layout, entry:
 
 @njit_borrowing
 def _timestamp(data: Bytes1, at: int, end: int, found: Found, slot: int) -> int:
-    seconds = nanos = np.int64(0)
+    seconds = nanos = 0
     while at < end:
         tag = data[at]
-        raw, at = varint(data, at + 1, end)
-        value = np.int64(raw)
+        value, at = varint(data, at + 1, end)
         if at < 0 or not -SECONDS_MAX <= value <= SECONDS_MAX:
             return -1
         if tag == 0x08:
