@@ -88,7 +88,7 @@ class TopicConfig(Model):
     max_message_bytes: SizeBytes = 2**20
     schema_file: Path | None = None  # avro: the writer's schema; protobuf: a FileDescriptorSet
     message: str | None = None  # protobuf: full name of the message in `schema_file`
-    schema_registry: dict[str, str | int | float | bool] | None = None  # url, and more that Confluent's client takes
+    schema_registry: dict[str, str] | None = None  # url, and other settings of Confluent's client
 
     @model_validator(mode="after")
     def _schema_fits(self) -> TopicConfig:
@@ -100,8 +100,8 @@ class TopicConfig(Model):
         usual = ["schema_file"] if self.format == "avro" else ["schema_file", "message"]
         if keys not in (usual, ["schema_registry"]):
             raise ValueError(f"format = {self.format!r} takes either {' and '.join(usual)}, or schema_registry")
-        if self.schema_registry is not None and "url" not in self.schema_registry:
-            raise ValueError("schema_registry has no url")
+        if self.schema_registry is not None and not re.match(r"https?://[^@]+$", self.schema_registry.get("url", "")):
+            raise ValueError("schema_registry.url is http(s)://host:port; basic.auth.user.info is for 'user:password'")
         if self.format == "protobuf" and self.envelope != "none":
             raise ValueError("messages of format = 'protobuf' have no envelope")
         return self

@@ -96,8 +96,9 @@ class _Reader(Reader):
             place = Place(nowhere, {"specversion": Place(outer), "data": Place(inner, place.fields)})
         elif envelope == _CHANGE:
             place = Place(nowhere, {"op": Place(outer), "after": Place(inner, place.fields)})
-        self._program = compiled(self._schema, named, place, nowhere)
-        self._found = new_found(nowhere + 1)._replace(scratch=self._program.symbols)
+        self._program, symbols = compiled(self._schema, named, place, nowhere)
+        self._found = new_found(nowhere + 1)
+        self._found.scratch[: len(symbols)] = np.frombuffer(symbols, np.uint8)
         self._plan, self._envelope = plan, envelope
 
     def decode_fast(
@@ -135,8 +136,7 @@ def _decode(
     for number in range(len(index_M)):
         index = index_M[number]
         start, stop = values.start_N[index] + skip, values.start_N[index] + values.length_N[index]
-        for slot in range(len(found.kind_U)):
-            found.kind_U[slot] = MISSING
+        found.kind_U[:] = MISSING
         good_N[index] = (
             _scan(values.data, start, stop, program, found)
             and (envelope == _BARE or _is_event(values.data, envelope, found))

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from consumers.codecs.fields import Reject
-from consumers.codecs.scan import BOOL, FLOAT, INTEGER, INTEGER_BYTES, NULL, OBJECT, OTHER, SCRATCH, TEXT
-from consumers.record import Bytes1, Int64s
+from consumers.codecs.scan import BOOL, FLOAT, INTEGER, NULL, OBJECT, OTHER, SCRATCH, SCRATCH_BYTES, TEXT
+from consumers.record import Int64s
 
 OPS_MAX = 65_536
 """Types used by types used by types, in many places each, would make a program of any size."""
@@ -79,12 +79,11 @@ class Program(NamedTuple):
     count_P: Int64s  # of symbols or targets
     left_P: Int64s  # of BLOCKS, while it runs: how many items the block still has
     target_T: Int64s  # the first ops of the branches of all unions
-    symbol_S: Int64s  # where the symbols of all enums begin in `symbols`; then its length
-    symbols: Bytes1  # as `Found.scratch` takes them
+    symbol_S: Int64s  # where the symbols of all enums begin in `Found.scratch`; then where the last one ends
 
 
-def compiled(schema: Any, named: Mapping[str, Any], place: Place, nowhere: int) -> Program:
-    """The program of a schema as fastavro parses it.
+def compiled(schema: Any, named: Mapping[str, Any], place: Place, nowhere: int) -> tuple[Program, bytes]:
+    """The program of a schema as fastavro parses it, and the symbols that it expects in `Found.scratch`.
 
     Args:
         schema: of the message.
@@ -99,7 +98,9 @@ def compiled(schema: Any, named: Mapping[str, Any], place: Place, nowhere: int) 
     entry = compiler.value(schema, place, after=END)
     codes, kinds, slots, sizes, afters, whats, counts = np.array(compiler.ops, np.int64).T.copy()
     lengths = [len(symbol) for symbol in compiler.symbols]
-    return Program(
+    if sum(lengths) > SCRATCH_BYTES:
+        raise Reject(f"the writer's schema: enums with more than {SCRATCH_BYTES:,} bytes of symbols")
+    program = Program(
         entry,
         codes,
         kinds,
@@ -111,8 +112,8 @@ def compiled(schema: Any, named: Mapping[str, Any], place: Place, nowhere: int) 
         np.zeros(len(compiler.ops), np.int64),
         np.array(compiler.targets, np.int64),
         np.cumsum([0, *lengths], dtype=np.int64),
-        np.frombuffer(bytearray(b"".join(compiler.symbols)) + bytes(INTEGER_BYTES), np.uint8),
     )
+    return program, b"".join(compiler.symbols)
 
 
 class _Compiler:

@@ -175,8 +175,9 @@ def _decode(
         index = index_M[each]
         for slot in range(len(found.kind_U)):
             found.kind_U[slot] = layout.default_U[slot]
-            found.integer_U[slot] = found.start_U[slot] = found.length_U[slot] = 0
-            found.number_U[slot] = 0
+        found.integer_U[:] = 0
+        found.number_U[:] = 0
+        found.length_U[:] = 0
         start, stop = values.start_N[index] + skip, values.start_N[index] + values.length_N[index]
         good_N[index] = _scan(values.data, start, stop, layout, found) and take(messages, index, found, plan, rows)
 
