@@ -318,6 +318,11 @@ class TestEnvelopes:
         value = written(CHANGE, {"before": None, "after": after, "source": {}, "op": op})
         assert reason(codec, value).startswith("envelope: ")
 
+    def test_nothing_is_left_of_the_change_before(self, plain: Any) -> None:
+        codec = plain(CHANGE, envelope="debezium", key=None, time=None, numeric=[NULLABLE_Y], categorical=[])
+        changes = [{"before": None, "after": after, "source": {}, "op": "u"} for after in (GOOD, None)]
+        assert decoded(codec, *[written(CHANGE, change) for change in changes]).rejects["offset"].to_pylist() == [101]
+
     @pytest.mark.parametrize("kind", [schema(), ["null", schema()]])
     def test_the_data_of_a_cloudevent_is_an_event(self, plain: Any, kind: Any) -> None:
         fields = [{"name": "specversion", "type": "string"}, {"name": "data", "type": kind}]
@@ -374,8 +379,10 @@ class TestRegistry:
         monkeypatch.setattr("consumers.codecs.schemas.READERS_MAX", 3)
         registry.add(1, json.dumps(schema()))
         good = framed(1, written(schema(), GOOD))
-        result = decoded(self.codec(registry), *[framed(10 + number, b"") for number in range(8)], b"x", good)
+        codec = self.codec(registry)
+        result = decoded(codec, *[framed(10 + number, b"") for number in range(8)], b"x", good)
         assert (len(result.events), result.rejects.num_rows) == (1, 9)
+        assert len(codec._readers) <= 3
 
     @pytest.mark.parametrize(("kind", "text"), [("JSON", "{}"), ("AVRO", '"string"')])
     def test_a_schema_of_another_kind_is_refused(self, registry: SchemaRegistry, kind: str, text: str) -> None:

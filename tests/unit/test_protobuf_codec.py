@@ -37,6 +37,18 @@ SCALARS = {name.removeprefix("TYPE_").lower(): number for name, number in F.Type
 for _name in ("group", "message", "enum"):
     del SCALARS[_name]
 
+INTEGERS = [
+    (kind, number)
+    for kinds, numbers in {
+        ("int32", "sint32", "sfixed32"): (0, 7, -1, 2**31 - 1, -(2**31)),
+        ("uint32", "fixed32"): (0, 7, 2**31, 2**32 - 1),
+        ("int64", "sint64", "sfixed64"): (0, 7, -1, 2**53 + 1, 2**63 - 1, -(2**63)),
+        ("uint64", "fixed64"): (0, 7, 2**53 + 1, 2**63 - 1),
+    }.items()
+    for kind in kinds
+    for number in numbers
+]
+
 FIELDS = {"id": "string", "ts": "int64", "x": "double", "y": "optional float", "color": ".p.Color"}
 GOOD = {"id": "a", "ts": NOW, "x": 1.5, "y": 0.25, "color": 2}
 NULLABLE_Y = {"name": "y", "nullable": True}
@@ -125,15 +137,25 @@ class TestValues:
             assert labels is not None
             assert labels.tolist() == [late]
 
-    @pytest.mark.parametrize("kind", [kind for kind in SCALARS if kind not in ("bool", "string", "bytes")])
-    @pytest.mark.parametrize("number", [0, 1, 7, 2**31 - 1, -1, -(2**31), 2**32 - 1, 2**52, -(2**52)])
-    def test_each_type_of_number_is_that_number(self, plain: Any, kind: str, number: int) -> None:
+    @pytest.mark.parametrize(("kind", "number"), INTEGERS)
+    def test_each_type_of_integer_is_exact(self, plain: Any, kind: str, number: int) -> None:
+        writer = file(id=kind, x=kind)
+        events = event(plain(writer), written(writer, GOOD | {"id": number, "x": number}))
+        assert events.key_N2.tobytes() == key128(b"%d" % number)
+        assert events.features_NC[0, 0] == np.float32(number)
+
+    def test_the_largest_unsigned_integers_take_the_slow_way(self, plain: Any) -> None:
+        for kind in ("uint64", "fixed64"):
+            writer = file(id=kind)
+            value = written(writer, GOOD | {"id": 2**64 - 1})
+            assert taken_fast(plain(writer), value) == [False]
+            assert decoded(plain(writer), value).events.key_N2.tobytes() == key128(b"18446744073709551615")
+
+    @pytest.mark.parametrize("kind", ["float", "double"])
+    def test_each_type_of_float_is_that_number(self, plain: Any, kind: str) -> None:
         writer = file(x=kind)
-        try:
-            value = written(writer, GOOD | {"x": number})
-        except ValueError:
-            pytest.skip("out of range for the type")
-        assert event(plain(writer), value).features_NC[0, 0] == np.float32(number)
+        for number in (0.1, -1e-40, 9.9e18):
+            assert event(plain(writer), written(writer, GOOD | {"x": number})).features_NC[0, 0] == np.float32(number)
 
     @pytest.mark.parametrize(("kind", "item"), [("string", "1.5"), ("bytes", b"1.5"), ("bool", True)])
     def test_what_is_no_number_is_no_numeric_column(self, plain: Any, kind: str, item: Any) -> None:
@@ -240,6 +262,16 @@ class TestWhatIsRefused:
     )
     def test_what_no_field_begins_with(self, plain: Any, value: bytes) -> None:
         assert reason(plain(), value).startswith("not Protobuf: ")
+
+    @pytest.mark.parametrize("number", [3, 9])
+    @pytest.mark.parametrize("tail", ["tag", "size"])
+    def test_a_tag_or_a_size_of_more_than_five_bytes(self, plain: Any, number: int, tail: str) -> None:
+        codec = plain(file(x="bytes"), numeric=[NULLABLE_Y], key=None, time=None, categorical=[])
+        tag, size = varint(number << 3 | 2), b"\x01"
+        long_tag, long_size = bytes([tag[0] | 0x80, *b"\x80" * 4, 0]), b"\x81\x80\x80\x80\x80\x00"
+        assert len(decoded(codec, tag + size + b"a").events) == 1
+        value = long_tag + size if tail == "tag" else tag + long_size
+        assert reason(codec, value + b"a").startswith("not Protobuf: ")
 
     def test_text_that_is_not_utf8(self, plain: Any) -> None:
         value = written(file(id="bytes"), GOOD | {"id": b"\xff"})
