@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -78,13 +79,32 @@ class TopicConfig(Model):
     """What both topics have in common."""
 
     topic: str
-    format: Literal["json"] = "json"
+    format: Literal["json", "avro", "protobuf", "packed", "arrow"] = "json"
     envelope: Literal["none", "cloudevents", "debezium"] = "none"  # what is around an event
     key: str | None = None  # a field; None: the message key
     time: str | None = None  # a field with ms since the epoch; None: the record's timestamp
     start: Annotated[str, AfterValidator(_check_start)] = "earliest"
     max_skew: DurationMs = 300_000  # an event time may be this far ahead of its record's timestamp
     max_message_bytes: SizeBytes = 2**20
+    schema_file: Path | None = None  # avro: the writer's schema; protobuf: a FileDescriptorSet
+    message: str | None = None  # protobuf: full name of the message in `schema_file`
+    schema_registry: dict[str, str] | None = None  # url, and other settings of Confluent's client
+
+    @model_validator(mode="after")
+    def _schema_fits(self) -> TopicConfig:
+        keys = [key for key in ("schema_file", "message", "schema_registry") if getattr(self, key) is not None]
+        if self.format not in ("avro", "protobuf"):
+            if keys:
+                raise ValueError(f"{keys[0]} is for format = 'avro' and 'protobuf', not for {self.format!r}")
+            return self
+        usual = ["schema_file"] if self.format == "avro" else ["schema_file", "message"]
+        if keys not in (usual, ["schema_registry"]):
+            raise ValueError(f"format = {self.format!r} takes either {' and '.join(usual)}, or schema_registry")
+        if self.schema_registry is not None and not re.match(r"https?://[^@]+$", self.schema_registry.get("url", "")):
+            raise ValueError("schema_registry.url is http(s)://host:port; basic.auth.user.info is for 'user:password'")
+        if self.format == "protobuf" and self.envelope != "none":
+            raise ValueError("messages of format = 'protobuf' have no envelope")
+        return self
 
 
 class FeaturesConfig(TopicConfig):

@@ -18,8 +18,8 @@ _PACKAGES = ("torch", "numpy", "pyarrow", "confluent-kafka", "mlflow", "numba")
 _FREE = {
     "job": {"state_dir"},
     "kafka": {"*"},
-    "features": {"start"},
-    "labels": {"start"},
+    "features": {"start", "schema_registry"},
+    "labels": {"start", "schema_registry"},
     # The ledger has what these decide.
     "stream": {"slots", "readers", "reader_memory", "linger", "idle_after", "labels_may_idle"},
     "learner": {"device", "threads", "batch_wait"},  # the first two belong to the environment

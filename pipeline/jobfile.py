@@ -231,7 +231,7 @@ def _shown(keys: KeyPath, value: Any) -> str:
 
 def is_secret(key: str) -> bool:
     """Whether the value of a key must not be shown."""
-    return key.endswith((".password", ".secret", ".pem", ".jaas.config"))
+    return key.endswith((".password", ".secret", ".pem", ".jaas.config", ".user.info", ".token"))
 
 
 def _model_at(keys: KeyPath) -> type[BaseModel] | None:

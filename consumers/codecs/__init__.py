@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import import_module
 from typing import NamedTuple, Protocol
 
 import pyarrow as pa
@@ -36,8 +38,16 @@ class Codec(Protocol):
         ...
 
 
-def build_codec(config: FeaturesConfig | LabelsConfig, label: LabelRule) -> Codec:
-    """The codec of a topic by its `format`."""
-    from consumers.codecs.json import JsonCodec
+CODECS = {
+    "json": "JsonCodec",
+    "avro": "AvroCodec",
+    "protobuf": "ProtobufCodec",
+}
+"""By format, which is also the name of the file."""
 
-    return {"json": JsonCodec}[config.format](config, label)
+
+def build_codec(config: FeaturesConfig | LabelsConfig, label: LabelRule) -> Codec:
+    """The codec of a topic by its `format`; no other is imported. Raises ConfigError."""
+    module = import_module(f"consumers.codecs.{config.format}")
+    codec: Callable[[FeaturesConfig | LabelsConfig, LabelRule], Codec] = getattr(module, CODECS[config.format])
+    return codec(config, label)

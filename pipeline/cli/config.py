@@ -8,6 +8,8 @@ from typing import Any
 
 from pipeline.cli.options import add_job_options, add_output_option, load_job, print_json
 
+_TOPICS = ("features", "labels")
+
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds `config show` and `config validate`."""
@@ -25,7 +27,8 @@ def _show(args: argparse.Namespace) -> int:
     from pipeline.jobfile import is_secret
 
     document = load_job(args).model_dump(mode="json", exclude_none=True)
-    document["kafka"] = {key: "***" if is_secret(key) else value for key, value in document["kafka"].items()}
+    for table in (document["kafka"], *(document.get(topic, {}).get("schema_registry", {}) for topic in _TOPICS)):
+        table |= {key: "***" for key in table if is_secret(key)}
     if args.output == "json":
         print_json(document)
         return 0

@@ -23,6 +23,7 @@ ONLY_IN = {
         "consumers.kafka",  # reading
         "consumers.librdkafka",  # in bulk
         "consumers.broker",  # the embedded broker and topic administration
+        "consumers.codecs.registry",  # the client of the Schema Registry
         "pipeline.deadletter",  # producing
         "pipeline.demo",  # producing
         "pipeline.cli.doctor",

@@ -103,7 +103,9 @@ def test_kafka_keys_keep_their_dots(job_file: Path) -> None:
 
 def test_a_wrong_value_is_reported_with_file_line_and_what_is_allowed(job_file: Path) -> None:
     with_line(job_file, 'format = "jsn"', after='topic = "flights.features"')
-    assert problems(job_file) == ["job.toml:11: features.format = 'jsn': allowed: 'json'"]
+    assert problems(job_file) == [
+        "job.toml:11: features.format = 'jsn': allowed: 'json', 'avro', 'protobuf', 'packed' or 'arrow'"
+    ]
 
 
 def test_a_typo_is_answered_with_the_closest_key(job_file: Path) -> None:
@@ -236,3 +238,38 @@ def test_a_flag_of_the_wrong_form_says_which_form_is_right(job_file: Path, overr
 def test_the_job_in_deploy_is_valid() -> None:
     path = Path(__file__).parents[2] / "deploy" / "job.toml"
     assert load(path, environment={}).job.name == tomllib.loads(path.read_text())["job"]["name"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ("schema_file = 'a'", "schema_file is for format = 'avro' and 'protobuf', not for 'json'"),
+        ("message = 'a'", "message is for format = 'avro' and 'protobuf', not for 'json'"),
+        ("format = 'avro'", "format = 'avro' takes either schema_file, or schema_registry"),
+        (
+            "format = 'avro'\nschema_file = 'a'\nschema_registry = { url = 'http://a' }",
+            "format = 'avro' takes either schema_file, or schema_registry",
+        ),
+        (
+            "format = 'protobuf'\nschema_file = 'a'",
+            "format = 'protobuf' takes either schema_file and message, or schema_reg",
+        ),
+        (
+            "format = 'avro'\nschema_registry = {}",
+            "schema_registry.url is http(s)://host:port; basic.auth.user.info is for",
+        ),
+        (
+            "format = 'avro'\nschema_registry.url = 'http://me:secret@a'",
+            "schema_registry.url is http(s)://host:port; basic",
+        ),
+        (
+            "format = 'protobuf'\nenvelope = 'debezium'\nschema_file = 'a'\nmessage = 'b'",
+            "messages of format = 'protobuf' have no envelope",
+        ),
+    ],
+)
+def test_what_a_format_needs_is_checked(job_file: Path, keys: str, problem: str) -> None:
+    with_line(job_file, keys, after='topic = "flights.features"')
+    (found,) = problems(job_file)
+    assert found.startswith(f"job.toml:9: features: {problem}")
+    assert "secret" not in found
