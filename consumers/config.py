@@ -74,17 +74,51 @@ def _check_start(value: str) -> str:
     return value
 
 
+LAYOUT_ENTRY = re.compile(r"(.+):([iu](?:8|16|32|64)|f32|f64|bool|text([1-9]\d{0,5}))")
+
+
+def _check_layout(layout: tuple[str, ...]) -> tuple[str, ...]:
+    for entry in layout:
+        if not LAYOUT_ENTRY.fullmatch(entry):
+            raise ValueError(
+                f"{entry!r} in layout is no 'name:type'; types are i8, i16, i32, i64, u8, u16, u32, u64, f32, f64, bool, "
+                "and text20 for 20 bytes of text"
+            )
+    names = [entry.rpartition(":")[0] for entry in layout]
+    if len(set(names)) != len(names):
+        raise ValueError("layout names a field twice")
+    return layout
+
+
 class TopicConfig(Model):
     """What both topics have in common."""
 
     topic: str
-    format: Literal["json"] = "json"
+    format: Literal["json", "packed", "arrow"] = "json"
     envelope: Literal["none", "cloudevents", "debezium"] = "none"  # what is around an event
     key: str | None = None  # a field; None: the message key
     time: str | None = None  # a field with ms since the epoch; None: the record's timestamp
     start: Annotated[str, AfterValidator(_check_start)] = "earliest"
     max_skew: DurationMs = 300_000  # an event time may be this far ahead of its record's timestamp
     max_message_bytes: SizeBytes = 2**20
+    layout: Annotated[tuple[str, ...], AfterValidator(_check_layout)] = ()  # of packed messages, in their order
+
+    @property
+    def fields(self) -> list[str]:
+        """Names of the fields that its rows are made of."""
+        return [name for name in (self.key, self.time) if name is not None]
+
+    @model_validator(mode="after")
+    def _layout_fits(self) -> TopicConfig:
+        if (self.format == "packed") != bool(self.layout):
+            raise ValueError("layout says what packed messages hold: give it with format = 'packed', and only then")
+        if self.format in ("packed", "arrow") and self.envelope != "none":
+            raise ValueError(f"messages of format = {self.format!r} have no envelope")
+        names = [entry.rpartition(":")[0] for entry in self.layout]
+        absent = [name for name in self.fields if name not in names]
+        if self.layout and absent:
+            raise ValueError(f"layout has no field {absent[0]!r}")
+        return self
 
 
 class FeaturesConfig(TopicConfig):
@@ -100,6 +134,12 @@ class FeaturesConfig(TopicConfig):
         """C: the width of the feature matrix."""
         return len(self.numeric) + len(self.categorical)
 
+    @property
+    def fields(self) -> list[str]:
+        """Names of the fields that its rows are made of."""
+        names = [*super().fields, *[column.name for column in (*self.numeric, *self.categorical)]]
+        return names + [name for name in (self.label, self.weight) if name is not None]
+
     @model_validator(mode="after")
     def _some_columns(self) -> FeaturesConfig:
         names = [column.name for column in self.numeric] + [column.name for column in self.categorical]
@@ -114,6 +154,11 @@ class LabelsConfig(TopicConfig):
     """`[labels]`."""
 
     column: str
+
+    @property
+    def fields(self) -> list[str]:
+        """Names of the fields that its rows are made of."""
+        return [*super().fields, self.column]
 
 
 PAGE_ROWS = 4096
