@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from consumers.codecs.words import half, word
-from consumers.compiled import njit_cached, njit_inlined
+from consumers.compiled import njit_borrowing, njit_cached
 from consumers.record import Blobs, Bytes1, Int64s
 
 BROKEN, END, SCHEMA, DICTIONARY, BATCH = range(-1, 4)
@@ -43,19 +43,19 @@ class Part(NamedTuple):
     compressed: bool
 
 
-@njit_inlined
+@njit_borrowing
 def _nothing(kind: int, at: int) -> Part:
     return Part(kind, False, at, at, 0, 0, at, 0, at, 0, False)
 
 
-@njit_inlined
+@njit_borrowing
 def pair(data: Bytes1, first: int, number: int) -> tuple[int, int]:
     """Of a node, its rows and nulls; of a buffer, its position in the body and its length."""
     at = first + _PAIR_BYTES * number
     return np.int64(word(data, at)), np.int64(word(data, at + 8))
 
 
-@njit_cached
+@njit_borrowing
 def _slot(data: Bytes1, start: int, stop: int, table: int, number: int, size: int) -> int:
     """Where a table has a field of so many bytes; 0 if it has none, -1 if that is not within [start, stop)."""
     if table < start or table > stop - 4:
@@ -75,7 +75,7 @@ def _slot(data: Bytes1, start: int, stop: int, table: int, number: int, size: in
     return table + distance if table + distance <= stop - size else -1
 
 
-@njit_cached
+@njit_borrowing
 def _number(data: Bytes1, start: int, stop: int, table: int, number: int, size: int) -> int:
     """A field of 1, 2 or 8 bytes that is 0 or more; 0 if it is not there, -1 if it is broken."""
     at = _slot(data, start, stop, table, number, size)
@@ -86,7 +86,7 @@ def _number(data: Bytes1, start: int, stop: int, table: int, number: int, size: 
     return np.int64(data[at]) if size == 1 else np.int64(data[at]) | np.int64(data[at + 1]) << 8
 
 
-@njit_cached
+@njit_borrowing
 def _table(data: Bytes1, start: int, stop: int, table: int, number: int) -> int:
     """The table, or vector, that a field points to; 0 if it is not there, -1 if it is broken."""
     at = _slot(data, start, stop, table, number, 4)
@@ -96,7 +96,7 @@ def _table(data: Bytes1, start: int, stop: int, table: int, number: int) -> int:
     return target if target <= stop - 4 else -1
 
 
-@njit_cached
+@njit_borrowing
 def _pairs(data: Bytes1, start: int, stop: int, table: int, number: int) -> tuple[int, int]:
     """The first of a vector of pairs, and how many there are; -1 for one that is broken."""
     vector = _table(data, start, stop, table, number)
@@ -106,7 +106,7 @@ def _pairs(data: Bytes1, start: int, stop: int, table: int, number: int) -> tupl
     return (vector + 4, count) if vector + 4 + _PAIR_BYTES * count <= stop else (start, -1)
 
 
-@njit_cached
+@njit_borrowing
 def part_at(data: Bytes1, at: int, stop: int) -> Part:
     """The part that begins at `at` in a stream that ends at `stop`."""
     if at == stop:
@@ -146,24 +146,31 @@ def part_at(data: Bytes1, at: int, stop: int) -> Part:
     return Part(kind, plain, stop, body, body_bytes, rows, nodes, node_count, buffers, buffer_count, compression != 0)
 
 
-@njit_cached
+@njit_borrowing
 def decoded_bytes(data: Bytes1, part: Part) -> int:
     """Bytes of its body once it is decompressed, at most MANY; -1 if a buffer of it is broken."""
     if not part.compressed:
         return part.body_bytes
     total = 0
     for number in range(part.buffer_count):
-        position, length = pair(data, part.buffers, number)
-        if position < 0 or length < 0 or length > part.body_bytes or position > part.body_bytes - length:
-            return -1
-        if length > 0:  # its length when decompressed stands before it; -1: it is not compressed
-            if length < _LENGTH_BYTES:
+        length = pair(data, part.buffers, number)[1]
+        if length != 0:  # its length when decompressed stands before it; -1: it is not compressed
+            start = buffer_at(data, part, number, _LENGTH_BYTES)
+            if start < 0:
                 return -1
-            size = np.int64(word(data, part.body + position))
+            size = np.int64(word(data, start))
             if size < -1:
                 return -1
             total = min(total + (length - _LENGTH_BYTES if size == -1 else min(size, MANY)), MANY)
     return total
+
+
+@njit_borrowing
+def buffer_at(data: Bytes1, part: Part, number: int, size: int) -> int:
+    """Where a buffer of a batch begins, if it has at least so many bytes (0 or more), all within the body; or -1."""
+    position, length = pair(data, part.buffers, number)
+    within = 0 <= size <= length <= part.body_bytes and 0 <= position <= part.body_bytes - length
+    return part.body + position if within else -1
 
 
 class Sizes(NamedTuple):
