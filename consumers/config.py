@@ -81,8 +81,8 @@ def _check_layout(layout: tuple[str, ...]) -> tuple[str, ...]:
     for entry in layout:
         if not LAYOUT_ENTRY.fullmatch(entry):
             raise ValueError(
-                f"{entry!r} in layout is no 'name:type'; types are i8, i16, i32, i64, u8, u16, u32, u64, f32, f64, bool, "
-                "and text20 for 20 bytes of text"
+                f"{entry!r} in layout is no 'name:type'; types are i8, i16, i32, i64, u8, u16, u32, u64, f32, f64, "
+                "bool, and text20 for 20 bytes of text"
             )
     names = [entry.rpartition(":")[0] for entry in layout]
     if len(set(names)) != len(names):
@@ -137,8 +137,8 @@ class FeaturesConfig(TopicConfig):
     @property
     def fields(self) -> list[str]:
         """Names of the fields that its rows are made of."""
-        names = [*super().fields, *[column.name for column in (*self.numeric, *self.categorical)]]
-        return names + [name for name in (self.label, self.weight) if name is not None]
+        columns = [column.name for column in self.numeric] + [column.name for column in self.categorical]
+        return super().fields + columns + [name for name in (self.label, self.weight) if name is not None]
 
     @model_validator(mode="after")
     def _some_columns(self) -> FeaturesConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import pyarrow as pa
@@ -38,6 +39,13 @@ class Codec(Protocol):
 
 def build_codec(config: FeaturesConfig | LabelsConfig, label: LabelRule) -> Codec:
     """The codec of a topic by its `format`."""
+    from consumers.codecs.arrow import ArrowCodec
     from consumers.codecs.json import JsonCodec
+    from consumers.codecs.packed import PackedCodec
 
-    return {"json": JsonCodec}[config.format](config, label)
+    codecs: dict[str, Callable[[FeaturesConfig | LabelsConfig, LabelRule], Codec]] = {
+        "json": JsonCodec,
+        "packed": PackedCodec,
+        "arrow": ArrowCodec,
+    }
+    return codecs[config.format](config, label)

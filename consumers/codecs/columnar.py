@@ -13,11 +13,11 @@ import numpy.typing as npt
 
 from consumers.codecs.cells import REAL, find_number
 from consumers.codecs.fields import NUMERIC_MAX
-from consumers.codecs.ipc import BATCH, Part, buffer_at, pair, part_at
+from consumers.codecs.ipc import BATCH, Part, buffer_at, int32_at, int64_at, pair, part_at
 from consumers.codecs.scan import BOOL, INTEGER, NULL, TEXT, Found, MessageArrays, Plan, take_number, take_parts
 from consumers.codecs.table import RowArrays
 from consumers.codecs.text import valid_text
-from consumers.codecs.words import half, word
+from consumers.codecs.words import half
 from consumers.compiled import njit_borrowing, njit_cached
 from consumers.config import INT64_MAX
 from consumers.record import Bytes1, Int64s
@@ -47,14 +47,12 @@ class Places(NamedTuple):
     valid_U: Int64s  # -1: nothing is null
     cells_U: Int64s  # of TEXTS: the offsets
     text_U: Int64s
-    swift_M: Int64s  # the numeric columns: first those of float32 without a null, then the others
-    swift_start_M: Int64s
-    swift_count: Int64s  # one number
+    float32_M: Int64s  # where the cells of a numeric column begin that has float32 and no null; -1 for another one
 
 
 def new_places(columns: int, numeric: int) -> Places:
     """Room for the places of one batch."""
-    return Places(*(np.zeros(size, np.int64) for size in (columns, columns, columns, numeric, numeric, 1)))
+    return Places(*(np.zeros(size, np.int64) for size in (columns, columns, columns, numeric)))
 
 
 @njit_cached
@@ -69,7 +67,7 @@ def decode(
     rows: RowArrays,
     good_R: npt.NDArray[np.bool_],
 ) -> None:
-    """Puts the rows of the chosen messages, all of this layout, from `first_N` on, and sets `good_R` of the good ones."""
+    """Puts the rows of the chosen messages, all of one layout, from `first_N` on; sets `good_R` of the good ones."""
     data = messages.values.data
     for index in chosen:
         start = messages.values.start_N[index]
@@ -77,10 +75,10 @@ def decode(
         first = at = first_N[index]
         part = part_at(data, part_at(data, start, stop).stop, stop)
         while part.kind == BATCH and _locate(data, part, layout, places, plan):
-            for row in range(part.rows):
-                good_R[at] = _row(messages, index, row, at, layout, places, plan, found, rows)
-                rows.row_N[at] = at - first
-                at += 1
+            _take_batch(messages, index, part.rows, at, layout, places, plan, found, rows, good_R)
+            for row in range(at, at + part.rows):
+                rows.row_N[row] = row - first
+            at += part.rows
             part = part_at(data, part.stop, stop)
         if part.kind == BATCH:  # the slow way finds what is wrong with it
             good_R[first:at] = False
@@ -92,17 +90,9 @@ def _locate(data: Bytes1, part: Part, layout: Layout, places: Places, plan: Plan
     good = part.node_count == layout.nodes and part.buffer_count == layout.buffers
     for column in range(len(layout.meaning_U)):
         good = good and _locate_column(data, part, layout, places, column)
-    swift, other = 0, len(plan.numeric_M)
-    for number in range(len(plan.numeric_M)):
-        column = plan.numeric_M[number]
-        if layout.meaning_U[column] == REAL and layout.width_U[column] == 4 and places.valid_U[column] < 0:
-            places.swift_M[swift] = number
-            places.swift_start_M[swift] = places.cells_U[column]
-            swift += 1
-        else:
-            other -= 1
-            places.swift_M[other] = number
-    places.swift_count[0] = swift
+    for number, column in enumerate(plan.numeric_M):
+        swift = layout.meaning_U[column] == REAL and layout.width_U[column] == 4 and places.valid_U[column] < 0
+        places.float32_M[number] = places.cells_U[column] if swift else -1
     return good
 
 
@@ -113,22 +103,21 @@ def _locate_column(data: Bytes1, part: Part, layout: Layout, places: Places, col
     if layout.node_U[column] < 0:
         return True
     rows, nulls = pair(data, part.nodes, layout.node_U[column])
-    if rows != part.rows or nulls < 0:
-        return False
-    if meaning == NOTHING or rows == 0:
-        return True
-    if nulls > 0:
-        places.valid_U[column] = valid = buffer_at(data, part, buffer, (rows + 7) // 8)
+    if meaning == NOTHING or rows == 0 or rows != part.rows:
+        return rows == part.rows
+    if nulls != 0:
+        valid = buffer_at(data, part, buffer, (rows + 7) // 8)
+        places.valid_U[column] = valid
         if valid < 0 or _count_nulls(data, valid, rows) != nulls:
             return False
     cells_bytes = (rows + 7) // 8 if meaning == FLAGS else width * (rows + 1 if meaning == TEXTS else rows)
-    places.cells_U[column] = cells = buffer_at(data, part, buffer + 1, cells_bytes)
-    if cells >= 0 and meaning == TEXTS:
-        if not _ascend(data, cells, rows, width):
-            return False
-        places.text_U[column] = buffer_at(data, part, buffer + 2, _offset(data, cells + width * rows, width))
-        return bool(places.text_U[column] >= 0)
-    return bool(cells >= 0)
+    cells = buffer_at(data, part, buffer + 1, cells_bytes)
+    places.cells_U[column] = cells
+    if cells < 0 or meaning != TEXTS:
+        return cells >= 0
+    text = buffer_at(data, part, buffer + 2, _offset(data, cells + width * rows, width))
+    places.text_U[column] = text
+    return text >= 0 and _ascend(data, cells, rows, width)
 
 
 @njit_borrowing
@@ -151,7 +140,7 @@ def _ascend(data: Bytes1, offsets: int, rows: int, width: int) -> bool:
 
 @njit_borrowing
 def _offset(data: Bytes1, at: int, width: int) -> int:
-    return np.int64(np.int32(half(data, at))) if width == 4 else np.int64(word(data, at))
+    return int32_at(data, at) if width == 4 else int64_at(data, at)
 
 
 @njit_borrowing
@@ -160,31 +149,47 @@ def _bit(data: Bytes1, start: int, number: int) -> bool:
 
 
 @njit_borrowing
-def _row(
+def _take_batch(
     messages: MessageArrays,
     index: int,
-    row: int,
-    at: int,
+    count: int,
+    first: int,
     layout: Layout,
     places: Places,
     plan: Plan,
     found: Found,
     rows: RowArrays,
+    good_R: npt.NDArray[np.bool_],
+) -> None:
+    """Makes rows from `first` on of a batch of message `index`."""
+    data, all_swift = messages.values.data, True
+    for start in places.float32_M:
+        all_swift = all_swift and start >= 0
+    for row in range(count):
+        at, good = first + row, all_swift
+        for number in range(len(plan.numeric_M)):
+            start = places.float32_M[number]
+            if start >= 0:
+                value = np.uint32(half(data, start + 4 * row)).view(np.float32)
+                rows.features_NC[at, number] = value
+                good = good and bool(abs(value) <= _FLOAT32_MAX)
+        if not good:
+            good = _take_numbers(data, row, at, layout, places, plan, found, rows)
+        for column in layout.part_P:
+            good = good and _cell(data, row, layout, places, column, found)
+        good_R[at] = good and take_parts(messages, index, found, plan, rows, at)
+
+
+@njit_borrowing
+def _take_numbers(
+    data: Bytes1, row: int, at: int, layout: Layout, places: Places, plan: Plan, found: Found, rows: RowArrays
 ) -> bool:
-    """Makes row `at` of one row of a batch of message `index`. False unless it is plainly good."""
-    data, swift, good = messages.values.data, places.swift_count[0], True
-    for number in range(swift):
-        value = np.uint32(half(data, places.swift_start_M[number] + 4 * row)).view(np.float32)
-        rows.features_NC[at, places.swift_M[number]] = value
-        good &= abs(value) <= _FLOAT32_MAX
-    done, good = swift if good else 0, True
-    for place in range(done, len(plan.numeric_M)):
-        number = places.swift_M[place]
-        good = good and _cell(data, row, layout, places, plan.numeric_M[number], found)
-        good = good and take_number(number, found, plan, rows, at)
-    for column in layout.part_P:
-        good = good and _cell(data, row, layout, places, column, found)
-    return good and take_parts(messages, index, found, plan, rows, at)
+    for number, column in enumerate(plan.numeric_M):
+        if not _cell(data, row, layout, places, column, found):
+            return False
+        if not take_number(number, found, plan, rows.features_NC, at):
+            return False
+    return True
 
 
 @njit_borrowing
@@ -194,14 +199,14 @@ def _cell(data: Bytes1, row: int, layout: Layout, places: Places, column: int, f
     if meaning == NOTHING or (places.valid_U[column] >= 0 and not _bit(data, places.valid_U[column], row)):
         found.kind_U[column] = NULL
     elif meaning == TEXTS:
-        start, stop = (_offset(data, cells + each * width, width) for each in (row, row + 1))
-        found.kind_U[column], found.start_U[column] = TEXT, places.text_U[column] + start
-        found.length_U[column] = stop - start
-        return valid_text(data, places.text_U[column] + start, places.text_U[column] + stop)
+        start = places.text_U[column] + _offset(data, cells + row * width, width)
+        stop = places.text_U[column] + _offset(data, cells + row * width + width, width)
+        found.kind_U[column], found.start_U[column], found.length_U[column] = TEXT, start, stop - start
+        return valid_text(data, start, stop)
     elif meaning == FLAGS:
         found.kind_U[column], found.integer_U[column] = BOOL, _bit(data, cells, row)
     elif meaning == TIMES:
-        return _time(np.int64(word(data, cells + 8 * row)), layout.factor_U[column], column, found)
+        return _time(int64_at(data, cells + 8 * row), layout.factor_U[column], column, found)
     else:
         return find_number(data, cells + width * row, meaning, width, column, found)
     return True

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from consumers.codecs.words import half, word
 from consumers.compiled import njit_borrowing, njit_cached
@@ -19,7 +20,7 @@ BROKEN, END, SCHEMA, DICTIONARY, BATCH = range(-1, 4)
 """What a part of a stream is; from SCHEMA on the numbers of Message.fbs."""
 
 _VERSION_5 = 4
-_CONTINUES = 0xFFFFFFFF
+_CONTINUES = -1
 _PREFIX_BYTES = 8
 _LENGTH_BYTES = 8
 _PAIR_BYTES = 16  # of a node (rows, nulls) and of a buffer (position in the body, length)
@@ -49,27 +50,42 @@ def _nothing(kind: int, at: int) -> Part:
 
 
 @njit_borrowing
+def int32_at(data: Bytes1, at: int) -> int:
+    """Four bytes from `at` on, which must be there; so are eight for `int64_at`."""
+    number: int = np.int64(np.int32(half(data, at)))  # type: ignore[assignment]
+    return number
+
+
+@njit_borrowing
+def int64_at(data: Bytes1, at: int) -> int:
+    """Eight bytes from `at` on."""
+    number: int = np.int64(word(data, at))  # type: ignore[assignment]
+    return number
+
+
+@njit_borrowing
+def _uint16_at(data: Bytes1, at: int) -> int:
+    number: int = np.int64(data[at]) | np.int64(data[at + 1]) << 8  # type: ignore[assignment]
+    return number
+
+
+@njit_borrowing
 def pair(data: Bytes1, first: int, number: int) -> tuple[int, int]:
     """Of a node, its rows and nulls; of a buffer, its position in the body and its length."""
     at = first + _PAIR_BYTES * number
-    return np.int64(word(data, at)), np.int64(word(data, at + 8))
+    return int64_at(data, at), int64_at(data, at + 8)
 
 
 @njit_borrowing
 def _slot(data: Bytes1, start: int, stop: int, table: int, number: int, size: int) -> int:
     """Where a table has a field of so many bytes; 0 if it has none, -1 if that is not within [start, stop)."""
-    if table < start or table > stop - 4:
-        return -1
-    vtable = table - np.int64(np.int32(half(data, table)))
-    if vtable < start or vtable > stop - 4:
+    vtable = table - int32_at(data, table) if start <= table <= stop - 4 else -1
+    if not start <= vtable <= stop - 4:
         return -1
     entry = vtable + 4 + 2 * number
-    vtable_bytes = np.int64(data[vtable]) | np.int64(data[vtable + 1]) << 8
-    if entry + 2 > vtable + vtable_bytes:
+    if entry + 2 > vtable + _uint16_at(data, vtable):
         return 0
-    if entry + 2 > stop:
-        return -1
-    distance = np.int64(data[entry]) | np.int64(data[entry + 1]) << 8
+    distance = _uint16_at(data, entry) if entry + 2 <= stop else stop
     if distance == 0:
         return 0
     return table + distance if table + distance <= stop - size else -1
@@ -82,66 +98,61 @@ def _number(data: Bytes1, start: int, stop: int, table: int, number: int, size: 
     if at <= 0:
         return at
     if size == 8:
-        return max(np.int64(word(data, at)), -1)
-    return np.int64(data[at]) if size == 1 else np.int64(data[at]) | np.int64(data[at + 1]) << 8
+        return max(int64_at(data, at), -1)
+    byte: int = np.int64(data[at])  # type: ignore[assignment]
+    return byte if size == 1 else _uint16_at(data, at)
 
 
 @njit_borrowing
-def _table(data: Bytes1, start: int, stop: int, table: int, number: int) -> int:
+def _target(data: Bytes1, start: int, stop: int, table: int, number: int) -> int:
     """The table, or vector, that a field points to; 0 if it is not there, -1 if it is broken."""
     at = _slot(data, start, stop, table, number, 4)
     if at <= 0:
         return at
-    target = at + np.int64(half(data, at))
-    return target if target <= stop - 4 else -1
+    target = at + int32_at(data, at)
+    return target if start <= target <= stop - 4 else -1
 
 
 @njit_borrowing
 def _pairs(data: Bytes1, start: int, stop: int, table: int, number: int) -> tuple[int, int]:
     """The first of a vector of pairs, and how many there are; -1 for one that is broken."""
-    vector = _table(data, start, stop, table, number)
+    vector = _target(data, start, stop, table, number)
     if vector <= 0:
         return start, vector
-    count = np.int64(half(data, vector))
+    count = int32_at(data, vector)
     return (vector + 4, count) if vector + 4 + _PAIR_BYTES * count <= stop else (start, -1)
 
 
 @njit_borrowing
 def part_at(data: Bytes1, at: int, stop: int) -> Part:
     """The part that begins at `at` in a stream that ends at `stop`."""
-    if at == stop:
-        return _nothing(END, at)
-    if at + _PREFIX_BYTES > stop or half(data, at) != _CONTINUES:
-        return _nothing(BROKEN, at)
     start = at + _PREFIX_BYTES
-    meta_bytes = np.int64(half(data, at + 4))
-    if meta_bytes == 0:
-        return _nothing(END, at)
+    if start > stop or int32_at(data, at) != _CONTINUES:
+        return _nothing(END if at == stop else BROKEN, at)
+    meta_bytes = int32_at(data, at + 4)
     body = start + meta_bytes
     if meta_bytes < 4 or body > stop:
-        return _nothing(BROKEN, at)
-    table = start + np.int64(half(data, start))
-    version = _number(data, start, body, table, 0, 2)
-    kind = _number(data, start, body, table, 1, 1)
-    header = _table(data, start, body, table, 2)
-    body_bytes = _number(data, start, body, table, 3, 8)
-    if version < 0 or header <= 0 or body_bytes < 0 or body_bytes > stop - body:
+        return _nothing(END if meta_bytes == 0 else BROKEN, at)
+    message = start + int32_at(data, start)
+    version = _number(data, start, body, message, 0, 2)
+    kind = _number(data, start, body, message, 1, 1)
+    header = _target(data, start, body, message, 2)
+    body_bytes = _number(data, start, body, message, 3, 8)
+    if kind == DICTIONARY and header > 0:
+        header = _target(data, start, body, header, 1)
+    if version < 0 or header <= 0 or not 0 <= body_bytes <= stop - body or kind not in (SCHEMA, DICTIONARY, BATCH):
         return _nothing(BROKEN, at)
     if kind == SCHEMA:
         plain = version == _VERSION_5 and _number(data, start, body, header, 0, 2) == 0  # little-endian
-        return Part(SCHEMA, plain, body + body_bytes, body, body_bytes, 0, at, 0, at, 0, False)
-    if kind == DICTIONARY:
-        header = _table(data, start, body, header, 1)
-    if header <= 0 or (kind != DICTIONARY and kind != BATCH):
-        return _nothing(BROKEN, at)
+        return Part(kind, plain, body + body_bytes, body, body_bytes, 0, at, 0, at, 0, False)
     rows = _number(data, start, body, header, 0, 8)
     nodes, node_count = _pairs(data, start, body, header, 1)
     buffers, buffer_count = _pairs(data, start, body, header, 2)
-    compression = _table(data, start, body, header, 3)
-    variadic = _table(data, start, body, header, 4)
-    if rows < 0 or node_count < 0 or buffer_count < 0 or compression < 0 or variadic < 0:
+    compression = _target(data, start, body, header, 3)
+    views = _target(data, start, body, header, 4)
+    if min(rows, node_count, buffer_count, compression, views) < 0:
         return _nothing(BROKEN, at)
-    plain = kind == BATCH and version == _VERSION_5 and compression == 0 and variadic == 0
+    plain = kind == BATCH and version == _VERSION_5 and compression == 0 and views == 0
     stop = body + body_bytes
     return Part(kind, plain, stop, body, body_bytes, rows, nodes, node_count, buffers, buffer_count, compression != 0)
 
@@ -158,10 +169,10 @@ def decoded_bytes(data: Bytes1, part: Part) -> int:
             start = buffer_at(data, part, number, _LENGTH_BYTES)
             if start < 0:
                 return -1
-            size = np.int64(word(data, start))
+            size = int64_at(data, start)
             if size < -1:
                 return -1
-            total = min(total + (length - _LENGTH_BYTES if size == -1 else min(size, MANY)), MANY)
+            total = min(total + min(length - _LENGTH_BYTES if size == -1 else size, MANY), MANY)
     return total
 
 
@@ -178,14 +189,22 @@ class Sizes(NamedTuple):
 
     rows_N: Int64s  # at most MANY
     bytes_N: Int64s  # of all bodies once they are decompressed, at most MANY
-    schema_stop_N: Int64s  # where its schema ends
-    broken_N: Int64s  # where a part is broken: position in the stream, or -1
-    plain_N: Int64s  # whether all its parts are
+    schema_stop_N: Int64s  # where its schema ends, in the buffer
+    broken_N: Int64s  # the byte of the stream from which on it cannot be understood, or -1
+    plain_N: npt.NDArray[np.bool_]  # whether all its parts are
+
+
+def measured(streams: Blobs) -> Sizes:
+    """Sizes of these streams. A null one counts as an empty one, which is broken: it has no schema."""
+    count = len(streams.start_N)
+    rows_N, bytes_N, schema_stop_N, broken_N = np.zeros((4, count), np.int64)
+    sizes = Sizes(rows_N, bytes_N, schema_stop_N, broken_N, np.zeros(count, np.bool_))
+    _measure(streams, sizes)
+    return sizes
 
 
 @njit_cached
-def measure(streams: Blobs, sizes: Sizes) -> None:
-    """Fills in `sizes`; a null stream counts as an empty one, which is broken: it has no schema."""
+def _measure(streams: Blobs, sizes: Sizes) -> None:
     data = streams.data
     for index in range(len(streams.start_N)):
         start = streams.start_N[index]
@@ -200,7 +219,7 @@ def measure(streams: Blobs, sizes: Sizes) -> None:
             plain &= part.plain
             part = part_at(data, at, stop)
             added = decoded_bytes(data, part)
-            if part.kind == BROKEN or part.kind == SCHEMA or added < 0:
+            if part.kind in (BROKEN, SCHEMA) or added < 0:
                 broken = at
             size = min(size + added, MANY)
             if part.kind == BATCH:

@@ -18,11 +18,16 @@ from consumers.codecs.fields import Reject, shown
 from consumers.codecs.rowwise import RowCodec
 from consumers.codecs.scan import BOOL, MISSING, NULL, TEXT, Found, MessageArrays, Plan, new_found, planned, take
 from consumers.codecs.table import RowArrays
-from consumers.compiled import njit_cached, njit_inlined
+from consumers.codecs.text import valid_text
+from consumers.compiled import njit_borrowing, njit_cached
 from consumers.config import LAYOUT_ENTRY, FeaturesConfig, LabelRule, LabelsConfig
 from consumers.record import Bytes1, Int64s
 
-_CODES = dict(zip("i8 i16 i32 i64 u8 u16 u32 u64 f32 f64 bool".split(), "bhiqBHIQfdB", strict=True))
+_CODES = {"i8": "b", "i16": "h", "i32": "i", "i64": "q", "u8": "B", "u16": "H", "u32": "I", "u64": "Q"} | {
+    "f32": "f",
+    "f64": "d",
+    "bool": "B",
+}
 _FLAG, _TEXT = REAL + 1, REAL + 2
 _MEANINGS = {"i": SIGNED, "u": UNSIGNED, "f": REAL, "b": _FLAG, "t": _TEXT}
 
@@ -119,7 +124,7 @@ def _decode(
             good_N[index] = take(messages, index, found, plan, rows)
 
 
-@njit_inlined
+@njit_borrowing
 def _scan(data: Bytes1, start: int, length: int, layout: _Layout, found: Found) -> bool:
     good = length >= len(layout.ends) or layout.ends[length]
     for field in range(len(layout.start_U) if good else 0):
@@ -138,11 +143,11 @@ def _scan(data: Bytes1, start: int, length: int, layout: _Layout, found: Found) 
     return good
 
 
-@njit_inlined
+@njit_borrowing
 def _find_text(data: Bytes1, start: int, stop: int, field: int, found: Found) -> bool:
     while stop > start and data[stop - 1] == 0:
         stop -= 1
     found.kind_U[field] = TEXT if stop > start else NULL
     found.start_U[field] = start
     found.length_U[field] = stop - start
-    return is_utf8(data, start, stop)
+    return valid_text(data, start, stop)

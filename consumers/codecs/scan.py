@@ -128,22 +128,45 @@ def new_found(names: int) -> Found:
 @njit_merged
 def take(messages: MessageArrays, index: int, found: Found, plan: Plan, rows: RowArrays) -> bool:
     """Makes row `index` of what was found in message `index`, or returns False: the slow way then decides."""
-    rows.offset_N[index] = messages.offset_N[index]
+    for number in range(len(plan.numeric_M)):
+        if not take_number(number, found, plan, rows.features_NC, index):
+            return False
     rows.row_N[index] = 0
-    rows.kind_N[index] = Kind.EVENT
+    return take_parts(messages, index, found, plan, rows, index)
+
+
+@njit_merged
+def take_parts(messages: MessageArrays, index: int, found: Found, plan: Plan, rows: RowArrays, at: int) -> bool:
+    """Of row `at`, all but its numeric columns and its number within message `index`."""
+    rows.offset_N[at] = messages.offset_N[index]
+    rows.kind_N[at] = Kind.EVENT
     data, timestamp = messages.values.data, messages.timestamp_N[index]
-    rows.event_time_N[index] = _time(timestamp, found, plan)
-    rows.weight_N[index] = weight = 1.0 if plan.weight < 0 else _number(found, plan.weight)
-    rows.label_N[index] = np.nan if plan.label < 0 else _label(found, plan)
+    rows.event_time_N[at] = _time(timestamp, found, plan)
+    rows.weight_N[at] = weight = 1.0 if plan.weight < 0 else _number(found, plan.weight)
+    rows.label_N[at] = np.nan if plan.label < 0 else _label(found, plan)
     return (
-        rows.event_time_N[index] >= 0
+        rows.event_time_N[at] >= 0
         and weight >= 0
-        and np.isfinite(rows.weight_N[index])
-        and (plan.label < 0 or np.isfinite(rows.label_N[index]))
-        and _put_numeric(found, plan, rows.features_NC, index)
-        and _put_categories(data, found, plan, rows.features_NC, index)
-        and _put_key(messages.keys, data, found, plan, rows.key_N2, index)
+        and np.isfinite(rows.weight_N[at])
+        and (plan.label < 0 or np.isfinite(rows.label_N[at]))
+        and _put_categories(data, found, plan, rows.features_NC, at)
+        and _put_key(data, messages.keys, index, found, plan, rows.key_N2, at)
     )
+
+
+@njit_merged
+def take_number(number: int, found: Found, plan: Plan, features_NC: Float32s, at: int) -> bool:
+    """One numeric column of row `at`."""
+    field = plan.numeric_M[number]
+    if found.kind_U[field] not in (FLOAT, INTEGER, MISSING, NULL):
+        return False
+    value = _number(found, field)
+    if not abs(value) <= NUMERIC_MAX:
+        if not (np.isnan(value) and plan.nullable_M[number]):
+            return False
+        value = np.nan  # whatever NaN it was
+    features_NC[at, number] = value
+    return True
 
 
 @njit_merged
@@ -174,22 +197,7 @@ def _label(found: Found, plan: Plan) -> float:
 
 
 @njit_merged
-def _put_numeric(found: Found, plan: Plan, features_NC: Float32s, index: int) -> bool:
-    for column, field in enumerate(plan.numeric_M):
-        kind = found.kind_U[field]
-        if kind not in (FLOAT, INTEGER, MISSING, NULL):
-            return False
-        value = _number(found, field)
-        if not abs(value) <= NUMERIC_MAX:
-            if not (np.isnan(value) and plan.nullable_M[column]):
-                return False
-            value = np.nan  # whatever NaN it was
-        features_NC[index, column] = value
-    return True
-
-
-@njit_merged
-def _put_categories(data: Bytes1, found: Found, plan: Plan, features_NC: Float32s, index: int) -> bool:
+def _put_categories(data: Bytes1, found: Found, plan: Plan, features_NC: Float32s, at: int) -> bool:
     for number, field in enumerate(plan.category_K):
         kind, bucket = found.kind_U[field], np.uint64(0)
         if kind in (MISSING, NULL):
@@ -201,12 +209,14 @@ def _put_categories(data: Bytes1, found: Found, plan: Plan, features_NC: Float32
                 return False
             hashed = xxh3_64(found.scratch, start, length) if in_scratch else xxh3_64(data, start, length)
             bucket = np.uint64(1) + hashed % np.uint64(plan.buckets_K[number] - 1)
-        features_NC[index, len(plan.numeric_M) + number] = bucket
+        features_NC[at, len(plan.numeric_M) + number] = bucket
     return True
 
 
 @njit_merged
-def _put_key(keys: Blobs, data: Bytes1, found: Found, plan: Plan, key_N2: npt.NDArray[np.uint64], index: int) -> bool:
+def _put_key(
+    data: Bytes1, keys: Blobs, index: int, found: Found, plan: Plan, key_N2: npt.NDArray[np.uint64], at: int
+) -> bool:
     in_scratch, start, length = False, keys.start_N[index], keys.length_N[index]
     if plan.key >= 0:
         in_scratch, start, length = _text(found, plan.key)
@@ -220,7 +230,7 @@ def _put_key(keys: Blobs, data: Bytes1, found: Found, plan: Plan, key_N2: npt.ND
         low, high = xxh3_128(keys.data, start, length)
     else:
         return False
-    key_N2[index, 0], key_N2[index, 1] = swapped(high), swapped(low)
+    key_N2[at, 0], key_N2[at, 1] = swapped(high), swapped(low)
     return True
 
 
