@@ -6,14 +6,14 @@ import numpy as np
 
 from consumers.codecs.scan import FLOAT, INTEGER, Found
 from consumers.codecs.words import float_of, half, word
-from consumers.compiled import njit_borrowing
+from consumers.compiled import njit_merged
 from consumers.record import Bytes1
 
 SIGNED, UNSIGNED, REAL = range(3)
 """What the bytes of a number mean, little-endian."""
 
 
-@njit_borrowing
+@njit_merged
 def find_number(data: Bytes1, at: int, meaning: int, width: int, field: int, found: Found) -> bool:
     """Takes a number of 1, 2, 4 or 8 bytes for what is in `field`. False for an integer that int64 does not hold."""
     bits = np.uint64(0)

@@ -18,7 +18,7 @@ from consumers.codecs.scan import BOOL, INTEGER, NULL, TEXT, Found, MessageArray
 from consumers.codecs.table import RowArrays
 from consumers.codecs.text import valid_text
 from consumers.codecs.words import half
-from consumers.compiled import njit_borrowing, njit_cached
+from consumers.compiled import njit_borrowing, njit_cached, njit_merged
 from consumers.config import INT64_MAX
 from consumers.record import Bytes1, Int64s
 
@@ -138,12 +138,12 @@ def _ascend(data: Bytes1, offsets: int, rows: int, width: int) -> bool:
     return good
 
 
-@njit_borrowing
+@njit_merged
 def _offset(data: Bytes1, at: int, width: int) -> int:
     return int32_at(data, at) if width == 4 else int64_at(data, at)
 
 
-@njit_borrowing
+@njit_merged
 def _bit(data: Bytes1, start: int, number: int) -> bool:
     return bool(data[start + (number >> 3)] >> (number & 7) & 1)
 
@@ -192,7 +192,7 @@ def _take_numbers(
     return True
 
 
-@njit_borrowing
+@njit_merged
 def _cell(data: Bytes1, row: int, layout: Layout, places: Places, column: int, found: Found) -> bool:
     """Takes one cell for what is found in its field. False if only the slow way can tell what it is."""
     meaning, width, cells = layout.meaning_U[column], layout.width_U[column], places.cells_U[column]
@@ -212,7 +212,7 @@ def _cell(data: Bytes1, row: int, layout: Layout, places: Places, column: int, f
     return True
 
 
-@njit_borrowing
+@njit_merged
 def _time(value: int, factor: int, column: int, found: Found) -> bool:
     found.kind_U[column] = INTEGER
     if factor < 0:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from consumers.codecs.words import half, word
-from consumers.compiled import njit_borrowing, njit_cached
+from consumers.compiled import njit_borrowing, njit_cached, njit_merged
 from consumers.record import Blobs, Bytes1, Int64s
 
 BROKEN, END, SCHEMA, DICTIONARY, BATCH = range(-1, 4)
@@ -44,32 +44,32 @@ class Part(NamedTuple):
     compressed: bool
 
 
-@njit_borrowing
+@njit_merged
 def _nothing(kind: int, at: int) -> Part:
     return Part(kind, False, at, at, 0, 0, at, 0, at, 0, False)
 
 
-@njit_borrowing
+@njit_merged
 def int32_at(data: Bytes1, at: int) -> int:
     """Four bytes from `at` on, which must be there; so are eight for `int64_at`."""
     number: int = np.int64(np.int32(half(data, at)))  # type: ignore[assignment]
     return number
 
 
-@njit_borrowing
+@njit_merged
 def int64_at(data: Bytes1, at: int) -> int:
     """Eight bytes from `at` on."""
     number: int = np.int64(word(data, at))  # type: ignore[assignment]
     return number
 
 
-@njit_borrowing
+@njit_merged
 def _uint16_at(data: Bytes1, at: int) -> int:
     number: int = np.int64(data[at]) | np.int64(data[at + 1]) << 8  # type: ignore[assignment]
     return number
 
 
-@njit_borrowing
+@njit_merged
 def pair(data: Bytes1, first: int, number: int) -> tuple[int, int]:
     """Of a node, its rows and nulls; of a buffer, its position in the body and its length."""
     at = first + _PAIR_BYTES * number

@@ -19,7 +19,7 @@ from consumers.codecs.rowwise import RowCodec
 from consumers.codecs.scan import BOOL, MISSING, NULL, TEXT, Found, MessageArrays, Plan, new_found, planned, take
 from consumers.codecs.table import RowArrays
 from consumers.codecs.text import valid_text
-from consumers.compiled import njit_borrowing, njit_cached
+from consumers.compiled import njit_cached, njit_merged
 from consumers.config import LAYOUT_ENTRY, FeaturesConfig, LabelRule, LabelsConfig
 from consumers.record import Bytes1, Int64s
 
@@ -124,7 +124,7 @@ def _decode(
             good_N[index] = take(messages, index, found, plan, rows)
 
 
-@njit_borrowing
+@njit_merged
 def _scan(data: Bytes1, start: int, length: int, layout: _Layout, found: Found) -> bool:
     good = length >= len(layout.ends) or layout.ends[length]
     for field in range(len(layout.start_U) if good else 0):
@@ -143,7 +143,7 @@ def _scan(data: Bytes1, start: int, length: int, layout: _Layout, found: Found) 
     return good
 
 
-@njit_borrowing
+@njit_merged
 def _find_text(data: Bytes1, start: int, stop: int, field: int, found: Found) -> bool:
     while stop > start and data[stop - 1] == 0:
         stop -= 1
