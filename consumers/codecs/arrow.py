@@ -27,6 +27,7 @@ from consumers.config import FeaturesConfig, LabelRule, LabelsConfig
 from consumers.record import MESSAGE_ROWS_MAX, REJECT_BYTES_MAX, REJECT_RAW_BYTES_MAX, Blobs, Int64s, Messages
 
 _SCHEMAS_MAX = 16
+"""Schemas remembered: those of a topic are few, but no message can be trusted to keep it so."""
 
 
 class _Target(NamedTuple):
@@ -70,10 +71,11 @@ class ArrowCodec:
         sizes = ipc.measured(arrays.values)
         count_N = self._rows_N(arrays.values, sizes)
         target = _Target(np.cumsum(count_N) - count_N, count_N, rows, np.zeros(int(count_N.sum()), np.bool_))
-        plain = self._decode_plain(arrays, sizes, target)
+        plain = np.flatnonzero(sizes.plain_N & ~self._refused_N(arrays.values, sizes)).tolist()
+        decoded = self._decode_plain(arrays, sizes, plain, target)
         rejects, bad_R = Rejects(), np.flatnonzero(~target.good_R)
         for index in np.unique(np.searchsorted(target.first_N, bad_R, side="right") - 1).tolist():
-            self._decode_slowly(messages.part(index, index + 1), target.part(index), rejects, decoded=index in plain)
+            self._decode_slowly(messages.part(index, index + 1), target.part(index), rejects, decoded=index in decoded)
         count = rows.keep(target.good_R) if len(rejects) else len(target.good_R)
         return Decoded(rows.events(count, labelled=self.labelled), rejects.batch())
 
@@ -81,24 +83,24 @@ class ArrowCodec:
         return np.where(self._refused_N(values, sizes), 1, sizes.rows_N)
 
     def _refused_N(self, values: Blobs, sizes: ipc.Sizes) -> npt.NDArray[np.bool_]:
-        """Which messages are not read: `_check` has the words for it."""
+        """Which messages are not read; `_read` has the words for it."""
         bytes_N = np.maximum(values.length_N, sizes.bytes_N)
         return (sizes.broken_N >= 0) | (bytes_N > self._config.max_message_bytes) | (sizes.rows_N > MESSAGE_ROWS_MAX)
 
-    def _decode_plain(self, messages: MessageArrays, sizes: ipc.Sizes, target: _Target) -> set[int]:
-        """Decodes the messages that are laid out plainly, and returns which these are."""
+    def _decode_plain(self, messages: MessageArrays, sizes: ipc.Sizes, plain: list[int], target: _Target) -> set[int]:
+        """Decodes messages that are laid out plainly; returns those whose columns are, too."""
         values, alike = messages.values, dict[bytes, list[int]]()
-        for index in np.flatnonzero(sizes.plain_N & ~self._refused_N(values, sizes)).tolist():
+        for index in plain:
             schema = values.data[values.start_N[index] : sizes.schema_stop_N[index]].tobytes()
             alike.setdefault(schema, []).append(index)
-        plain = set[int]()
+        decoded = set[int]()
         for schema, indices in alike.items():
             layout = self._understood(schema).layout
             if layout is not None:
                 work = layout, self._places, self._plan, self._found
                 columnar.decode(messages, np.array(indices), target.first_N, *work, target.rows, target.good_R)
-                plain.update(indices)
-        return plain
+                decoded.update(indices)
+        return decoded
 
     def _understood(self, schema: bytes) -> streams.Schema:
         if schema not in self._schemas:
@@ -121,7 +123,7 @@ class ArrowCodec:
                 raise Reject("not an Arrow IPC stream: its columns and batches differ in length")
             if not decoded:
                 plain = MessageArrays.of(replace(message, values=Blobs.of([streams.written(table)])))
-                self._decode_plain(plain, ipc.measured(plain.values), target)
+                self._decode_plain(plain, ipc.measured(plain.values), [0], target)
             for row, reason, shown in self._bad_rows(table, message, target):
                 rejects.add(offset, row, timestamp, reason, key, shown)
         except Reject as reject:

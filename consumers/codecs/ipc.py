@@ -52,21 +52,18 @@ def _nothing(kind: int, at: int) -> Part:
 @njit_merged
 def int32_at(data: Bytes1, at: int) -> int:
     """Four bytes from `at` on, which must be there; so are eight for `int64_at`."""
-    number: int = np.int64(np.int32(half(data, at)))  # type: ignore[assignment]
-    return number
+    return int(np.int32(half(data, at)))
 
 
 @njit_merged
 def int64_at(data: Bytes1, at: int) -> int:
     """Eight bytes from `at` on."""
-    number: int = np.int64(word(data, at))  # type: ignore[assignment]
-    return number
+    return int(np.int64(word(data, at)))
 
 
 @njit_merged
 def _uint16_at(data: Bytes1, at: int) -> int:
-    number: int = np.int64(data[at]) | np.int64(data[at + 1]) << 8  # type: ignore[assignment]
-    return number
+    return int(np.int64(data[at]) | np.int64(data[at + 1]) << 8)
 
 
 @njit_merged
@@ -99,8 +96,7 @@ def _number(data: Bytes1, start: int, stop: int, table: int, number: int, size: 
         return at
     if size == 8:
         return max(int64_at(data, at), -1)
-    byte: int = np.int64(data[at])  # type: ignore[assignment]
-    return byte if size == 1 else _uint16_at(data, at)
+    return int(np.int64(data[at])) if size == 1 else _uint16_at(data, at)
 
 
 @njit_borrowing

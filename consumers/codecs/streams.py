@@ -37,8 +37,8 @@ _MADE_PLAIN = (pa.float16(), pa.string_view())
 _RAW = {pa.utf8(): pa.binary(), pa.large_utf8(): pa.large_binary()}
 _TEXT = {raw: text for text, raw in _RAW.items()}
 
-_ERRORS = (pa.ArrowException, OSError, ValueError)
-"""What pyarrow raises on bad bytes."""
+_ERRORS = (ValueError, TypeError, LookupError, NotImplementedError, OSError, pa.ArrowCapacityError)
+"""What pyarrow raises on bad bytes. A lack of memory is not their fault: sizes are known before anything is read."""
 
 _ERROR_CHARACTERS_MAX = 200
 
@@ -186,7 +186,7 @@ class _Plainer:
             column = column.view(pa.binary_view())
             column.validate(full=True)
             self._spend(_lengths(column))  # many of them may be the same bytes
-            return column.cast(pa.large_binary())
+            return pa.array(column.to_pylist(), pa.large_binary())  # `cast` reads null ones, too, wherever they point
         if column.type == pa.float16():
             column.validate(full=True)
             return column.cast(pa.float32())

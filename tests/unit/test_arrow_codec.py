@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consumers.codecs import Decoded
+from consumers.codecs import Decoded, ipc
 from consumers.codecs.arrow import ArrowCodec
 from consumers.codecs.definition import Definition
 from consumers.codecs.fields import Reject, field_key
 from consumers.codecs.table import Rejects, allocate
 from consumers.config import FeaturesConfig, LabelRule, LabelsConfig
 from consumers.hashing import bucket, key128
-from consumers.record import MESSAGE_ROWS_MAX, REJECT_BYTES_MAX, REJECT_RAW_BYTES_MAX, Events, Kind, Messages
+from consumers.record import MESSAGE_ROWS_MAX, REJECT_BYTES_MAX, REJECT_RAW_BYTES_MAX, Blobs, Events, Kind, Messages
 
 BINARY = LabelRule(kind="binary")
 NOW = 1_700_000_000_000
@@ -188,6 +188,14 @@ class TestEncodings:
         batch = good(40, size=[None, "L", "é"] * 13 + ["S"])
         assert _same(decode(encode(batch), stream(batch)).events, decode(stream(batch), stream(batch)).events)
 
+    def test_good_rows_go_the_fast_way_as_long_as_the_message_may_be(
+        self, encode: Callable[[pa.RecordBatch], bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delattr(Definition, "event")
+        value = encode(good(9000, ts=pa.array([NOW] * 9000, pa.timestamp("ms"))))
+        limit = max(len(value), int(ipc.measured(Blobs.of([value])).bytes_N[0]))
+        assert len(events(value, config=flights(max_message_bytes=limit))) == 9000
+
     def test_a_bad_row_is_one_reject_and_the_others_stay_good(self, encode: Callable[[pa.RecordBatch], bytes]) -> None:
         batch = good(4, x=[1.0, 2.0, None, 4.0])
         decoded = decode(stream(good(1)), encode(batch), stream(good(1)), key=b"k")
@@ -300,6 +308,15 @@ class TestBadMessages:
         assert words.endswith(
             f" or more of its {count} rows are bad; row 1: column 'y': null, but the column is not nullable"
         )
+
+    def test_what_lies_under_a_null_is_not_looked_at(self) -> None:
+        views = pa.array(["L", "", "L"], pa.string_view()).buffers()[1].to_pybytes()
+        nowhere = struct.pack("<iiii", 1000, 0, 7, 2**30)  # the length of a text, its first bytes, and where it is
+        size = pa.Array.from_buffers(
+            pa.string_view(), 3, [pa.py_buffer(b"\5"), pa.py_buffer(views[:16] + nowhere + views[32:])]
+        )
+        large = bucket(b"L", 16)
+        assert events(stream(good(size=size))).features_NC[:, 4].tolist() == [large, 0, large]
 
 
 class TestLimits:
