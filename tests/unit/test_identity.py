@@ -33,6 +33,7 @@ CLASSES = {
         "start": FREE,
         "max_skew": IDENTITY,
         "max_message_bytes": IDENTITY,
+        "layout": IDENTITY,
         "numeric": IDENTITY,
         "categorical": IDENTITY,
         "label": IDENTITY,
@@ -47,6 +48,7 @@ CLASSES = {
         "start": FREE,
         "max_skew": IDENTITY,
         "max_message_bytes": IDENTITY,
+        "layout": IDENTITY,
         "column": IDENTITY,
     },
     "join": {
