@@ -212,7 +212,9 @@ def main() -> None:
     if args.write:
         write(args.write, table(found[False], found[True]))
     if args.output == "json":
-        lines = [{"part": p, "stage": s, "us": found[False][p, s], "us_frozen": found[True][p, s]} for p, s in found[False]]
+        lines = [
+            {"part": p, "stage": s, "us": found[False][p, s], "us_frozen": found[True][p, s]} for p, s in found[False]
+        ]
         print(json.dumps(lines, indent=2))
     else:
         print(table(found[False], found[True]))

@@ -75,6 +75,22 @@ def _check_start(value: str) -> str:
     return value
 
 
+LAYOUT_ENTRY = re.compile(r"(.+):([iu](?:8|16|32|64)|f32|f64|bool|text([1-9]\d{0,5}))")
+
+
+def _check_layout(layout: tuple[str, ...]) -> tuple[str, ...]:
+    for entry in layout:
+        if not LAYOUT_ENTRY.fullmatch(entry):
+            raise ValueError(
+                f"{entry!r} in layout is no 'name:type'; types are i8, i16, i32, i64, u8, u16, u32, u64, f32, f64, "
+                "bool, and text20 for 20 bytes of text"
+            )
+    names = [entry.rpartition(":")[0] for entry in layout]
+    if len(set(names)) != len(names):
+        raise ValueError("layout names a field twice")
+    return layout
+
+
 class TopicConfig(Model):
     """What both topics have in common."""
 
@@ -89,6 +105,7 @@ class TopicConfig(Model):
     schema_file: Path | None = None  # avro: the writer's schema; protobuf: a FileDescriptorSet
     message: str | None = None  # protobuf: full name of the message in `schema_file`
     schema_registry: dict[str, str] | None = None  # url, and other settings of Confluent's client
+    layout: Annotated[tuple[str, ...], AfterValidator(_check_layout)] = ()  # of packed messages, in their order
 
     @model_validator(mode="after")
     def _schema_fits(self) -> TopicConfig:
@@ -106,6 +123,23 @@ class TopicConfig(Model):
             raise ValueError("messages of format = 'protobuf' have no envelope")
         return self
 
+    @property
+    def fields(self) -> list[str]:
+        """Names of the fields that its rows are made of."""
+        return [name for name in (self.key, self.time) if name is not None]
+
+    @model_validator(mode="after")
+    def _layout_fits(self) -> TopicConfig:
+        if (self.format == "packed") != bool(self.layout):
+            raise ValueError("layout says what packed messages hold: give it with format = 'packed', and only then")
+        if self.format in ("packed", "arrow") and self.envelope != "none":
+            raise ValueError(f"messages of format = {self.format!r} have no envelope")
+        names = [entry.rpartition(":")[0] for entry in self.layout]
+        absent = [name for name in self.fields if name not in names]
+        if self.layout and absent:
+            raise ValueError(f"layout has no field {absent[0]!r}")
+        return self
+
 
 class FeaturesConfig(TopicConfig):
     """`[features]`: the order of the columns is the order in the tensor, numeric first."""
@@ -119,6 +153,12 @@ class FeaturesConfig(TopicConfig):
     def columns(self) -> int:
         """C: the width of the feature matrix."""
         return len(self.numeric) + len(self.categorical)
+
+    @property
+    def fields(self) -> list[str]:
+        """Names of the fields that its rows are made of."""
+        columns = [column.name for column in self.numeric] + [column.name for column in self.categorical]
+        return super().fields + columns + [name for name in (self.label, self.weight) if name is not None]
 
     @model_validator(mode="after")
     def _some_columns(self) -> FeaturesConfig:
@@ -134,6 +174,11 @@ class LabelsConfig(TopicConfig):
     """`[labels]`."""
 
     column: str
+
+    @property
+    def fields(self) -> list[str]:
+        """Names of the fields that its rows are made of."""
+        return [*super().fields, self.column]
 
 
 PAGE_ROWS = 4096

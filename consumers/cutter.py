@@ -14,13 +14,10 @@ import pyarrow.compute as pc
 from consumers.codecs import Codec, Decoded
 from consumers.codecs.table import RowArrays, allocate
 from consumers.errors import StreamError
-from consumers.record import REJECT_RAW_BYTES_MAX, Events, Int64s, Messages, Partition, Span
+from consumers.record import REJECT_BYTES_MAX, REJECT_RAW_BYTES_MAX, Events, Int64s, Messages, Partition, Span
 
 SPAN_RAW_BYTES_MAX = 16 * 2**20
 """A span ends before the message that would bring its values over this, but holds at least one message."""
-
-REJECT_BYTES_MAX = 2**20
-"""Likewise for the keys, values and reasons of its rejects: they travel in the span's slot."""
 
 PLACE_RECORDS = 15
 

@@ -153,6 +153,9 @@ class Messages:
 MESSAGE_ROWS_MAX = 65_536
 """Rows that one message may hold; with more it is rejected."""
 
+REJECT_BYTES_MAX = 2**20
+"""Keys, values and reasons of the rejects of a span take no more: they travel in its slot."""
+
 REJECT_RAW_BYTES_MAX = 64 * 1024
 """A dead letter carries at most this much of the original value, and of the key."""
 

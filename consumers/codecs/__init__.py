@@ -42,6 +42,8 @@ CODECS = {
     "json": "JsonCodec",
     "avro": "AvroCodec",
     "protobuf": "ProtobufCodec",
+    "packed": "PackedCodec",
+    "arrow": "ArrowCodec",
 }
 """By format, which is also the name of the file."""
 

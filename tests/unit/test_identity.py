@@ -36,6 +36,7 @@ CLASSES = {
         "schema_file": IDENTITY,
         "message": IDENTITY,
         "schema_registry": FREE,
+        "layout": IDENTITY,
         "numeric": IDENTITY,
         "categorical": IDENTITY,
         "label": IDENTITY,
@@ -53,6 +54,7 @@ CLASSES = {
         "schema_file": IDENTITY,
         "message": IDENTITY,
         "schema_registry": FREE,
+        "layout": IDENTITY,
         "column": IDENTITY,
     },
     "join": {
