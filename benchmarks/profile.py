@@ -42,7 +42,7 @@ REST = "ledger, cursor, counts, batches"
 
 
 class Stage(NamedTuple):
-    """Calls that are one line of the table. What they spend in calls of other stages counts there, or here if `whole`."""
+    """Calls that are one line of the table. What they spend in other stages counts there, or here if `whole`."""
 
     part: str
     name: str

@@ -178,7 +178,7 @@ class JobConfig(Model):
     def sha256(self) -> str:
         """Hash of everything but how Kafka is reached and where the state lies: the `config hash` of a version."""
         topic = {"schema_registry"}
-        without = {"job": {"state_dir"}, "kafka": True, "features": topic, "labels": topic}
+        without: Any = {"job": {"state_dir"}, "kafka": True, "features": topic, "labels": topic}
         document = self.model_dump(mode="json", exclude=without)
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 

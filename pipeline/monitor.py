@@ -238,8 +238,9 @@ class Drift:
 
 def _finite(scores_NS: Float32s) -> npt.NDArray[np.bool_]:
     """Which rows can be measured."""
-    finite_NS: npt.NDArray[np.bool_] = np.isfinite(scores_NS)
-    return finite_NS[:, 0] if finite_NS.shape[1] == 1 else finite_NS.all(axis=1)
+    if scores_NS.shape[1] == 1:
+        return np.isfinite(scores_NS[:, 0])
+    return np.asarray(np.isfinite(scores_NS).all(axis=1))
 
 
 def _rows(array: Float32s, row_N: Int64s) -> Float32s:
