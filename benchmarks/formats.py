@@ -114,11 +114,11 @@ def settings(name: str, side: Side, folder: Path) -> dict[str, Any]:
     if name == "avro":
         path = folder / f"{side.name.lower()}.avsc"
         path.write_text(json.dumps(avro_schema(side)))
-        return {"schema": str(path)}
+        return {"schema_file": str(path)}
     if name == "protobuf":
         path = folder / "bench.desc"
         path.write_bytes(FileDescriptorSet(file=[protobuf_file()]).SerializeToString())
-        return {"schema": str(path), "message": message_name(side)}
+        return {"schema_file": str(path), "message": message_name(side)}
     if name == "packed":
         names = {int: "i64", float: "f32"}
         return {"layout": [f"{field}:{names[kind]}" for field, kind in FIELDS[side].items()]}
