@@ -242,6 +242,13 @@ class SnapshotMachine(RuleBasedStateMachine):
         anchors = {number for number, manifest in manifests.items() if manifest["anchor"] is not None}
         return anchors | {number for number in sorted(manifests)[-3:] if number >= self.whole_from}
 
+    def has_its_ledger(self, manifest: Manifest) -> bool:
+        """Whether all lines up to a snapshot are there."""
+        try:
+            return all(self.store.get(link["blobs"]["ledger"]) for link in chain(self.store, manifest))
+        except SnapshotError:
+            return False
+
     def die(self) -> dict[str, bytes]:
         """The trainer is gone; what it leaves behind keeps every promise."""
         self.alive = False
@@ -337,6 +344,9 @@ class SnapshotMachine(RuleBasedStateMachine):
                 self.go_back_to(max(good))
                 return
             self.files.write(name, before[name])  # from a backup
+        elif good and not self.has_its_ledger(good[max(good)]):
+            assert max(good) not in self.promised(manifests_in(before))
+            self.files.write(name, before[name])  # only its state was still there: that of a newer one that is kept
         self.start()
         self.whole_from = max(sound(self.files.read()))
 

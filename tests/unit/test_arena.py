@@ -10,7 +10,7 @@ from consumers.arena import Arena, Shape
 from consumers.codecs.table import ALIGNMENT, Rejects, RowArrays
 from consumers.record import REJECTS
 
-SHAPE = Shape(slots=2, rows=9, columns=2, reject_bytes=2**12)
+SHAPE = Shape(slots=2, rows=9, columns=2, reject_bytes=4000)  # no multiple of ALIGNMENT
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_a_slot_holds_rows_of_any_width_up_to_its_own_and_each_column_lies_align
 
 
 def test_rejects_too_large_for_their_slot_are_refused(reader: Arena) -> None:
-    with pytest.raises(ValueError, match=r"\d+ bytes of rejects do not fit into 4096 bytes"):
+    with pytest.raises(ValueError, match=r"\d+ bytes of rejects do not fit into \d+ bytes"):
         reader.write_rejects(0, rejects(b"x" * 2**12))
 
 
