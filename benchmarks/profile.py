@@ -13,15 +13,15 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
 import consumers.join
 import consumers.slabs
 import pipeline.monitor
-from benchmarks import feed
-from benchmarks.throughput import say
+from benchmarks import feed, report
+from benchmarks.processes import say
 from consumers.batch import Examples
 from consumers.join import Join
 from consumers.record import Span
@@ -36,13 +36,16 @@ from pipeline.state import State
 from pipeline.train import learn
 
 WAITING = 100_000
-MARKS = "<!-- profile: python -m benchmarks.profile --write docs/performance.md -->", "<!-- end of profile -->"
 SCORE_AND_STEP = ("score", "step", "score and step")
 REST = "ledger, cursor, counts, batches"
 
 
+Found: TypeAlias = dict[tuple[str, str], float]
+"""Microseconds a row by part and stage."""
+
+
 class Stage(NamedTuple):
-    """Calls that are one line of the table. What they spend in other stages counts there, or here if `whole`."""
+    """Calls that are one line of the table. What they spend in calls of other stages counts there; if `whole`, here."""
 
     part: str
     name: str
@@ -136,7 +139,7 @@ def _cost_of_a_clock() -> float:
     return (time.process_time() - began) / 10_000
 
 
-def profile(rows: int, repeat: int, *, frozen: bool) -> dict[tuple[str, str], float]:
+def profile(rows: int, repeat: int, *, frozen: bool) -> Found:
     """Microseconds of CPU time a row, by part and stage: medians, on one core, with `WAITING` rows that wait."""
     with tempfile.TemporaryDirectory(prefix="evertrain-bench-") as folder:
         job = feed.job(
@@ -155,7 +158,7 @@ def profile(rows: int, repeat: int, *, frozen: bool) -> dict[tuple[str, str], fl
     return {stage: median(run[stage] for run in runs) for stage in runs[0]}
 
 
-def _once(state: State, entries: list[Span]) -> dict[tuple[str, str], float]:
+def _once(state: State, entries: list[Span]) -> Found:
     stages, watch, trained = learner_stages(state), Stopwatch(), state.trained
     with watch.watch(stages):
         began = time.process_time()
@@ -167,57 +170,37 @@ def _once(state: State, entries: list[Span]) -> dict[tuple[str, str], float]:
     return {name: 1e6 * watch.seconds[name] / (state.trained - trained) for name in names}
 
 
-def table(plain: dict[tuple[str, str], float], frozen: dict[tuple[str, str], float]) -> str:
-    """Markdown: a line a stage, and the sums."""
-    lines = ["| | | µs a row | with a frozen copy |", "|---|---|---:|---:|"]
-    part_before = ""
-    for part, name in plain:
-        lines.append(
-            f"| {part if part != part_before else ''} | {name} | {plain[part, name]:.3f} | {frozen[part, name]:.3f} |"
-        )
-        part_before = part
-    for title, parts in {"score and step": SCORE_AND_STEP, "beside them": None, "all": ()}.items():
-        sums = [_sum(found, parts) for found in (plain, frozen)]
-        lines.append(f"| **{title}** | | **{sums[0]:.2f}** | **{sums[1]:.2f}** |")
-    return "\n".join(lines)
+def records(plain: Found, frozen: Found) -> list[dict[str, Any]]:
+    """The lines of the table: the stages, and sums."""
+    lines = [(part, name, plain[part, name], frozen[part, name]) for part, name in plain]
+    for title, parts in (("score and step", SCORE_AND_STEP), ("the rest", None), ("all", ())):
+        lines.append((f"sum: {title}", "", *(_sum(found, parts) for found in (plain, frozen))))
+    names = ("part", "stage", "µs_a_row", "with_a_frozen_copy")
+    return [
+        dict(zip(names, (part, name, round(us, 3), round(us_frozen, 3)), strict=True))
+        for part, name, us, us_frozen in lines
+    ]
 
 
-def _sum(found: dict[tuple[str, str], float], parts: tuple[str, ...] | None) -> float:
+def _sum(found: Found, parts: tuple[str, ...] | None) -> float:
     """Of some parts; None: of those beside score and step; empty: of all."""
     return sum(
-        spent
-        for (part, _), spent in found.items()
+        us
+        for (part, _), us in found.items()
         if parts == () or (part not in SCORE_AND_STEP if parts is None else part in parts)
     )
 
 
-def write(path: Path, text: str) -> None:
-    """Replaces what stands between the two marks. Raises ValueError if they are not there."""
-    before, _, rest = path.read_text().partition(MARKS[0])
-    _, found, after = rest.partition(MARKS[1])
-    if not found:
-        raise ValueError(f"{path} has no lines {MARKS[0]} and {MARKS[1]}")
-    path.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}")
-
-
 def main() -> None:
-    """Prints the table, or writes it into a file between two marks."""
+    """Prints a table for each process: today for the learner's."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.profile", description=__doc__)
     parser.add_argument("--rows", type=int, default=400_000, help="in each turn")
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--write", type=Path, help="a file with the two marks")
     parser.add_argument("-o", "--output", choices=("text", "json"), default="text")
     args = parser.parse_args()
-    found = {frozen: profile(args.rows, args.repeat, frozen=frozen) for frozen in (False, True)}
-    if args.write:
-        write(args.write, table(found[False], found[True]))
-    if args.output == "json":
-        lines = [
-            {"part": p, "stage": s, "us": found[False][p, s], "us_frozen": found[True][p, s]} for p, s in found[False]
-        ]
-        print(json.dumps(lines, indent=2))
-    else:
-        print(table(found[False], found[True]))
+    plain, frozen = (profile(args.rows, args.repeat, frozen=frozen) for frozen in (False, True))
+    results = {f"The learner, CPU time, medians of {args.repeat}": records(plain, frozen)}
+    print(json.dumps(results, indent=2) if args.output == "json" else report.plain(results))
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ class LearnerConfig(Model):
     embedding: int = Field(default=8, ge=1, le=1024)
     learning_rate: float = Field(default=1e-3, gt=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = Field(default=1, ge=1, le=256)
+    threads: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = "auto"  # see `identity.torch_threads`
 
 
 class MonitorConfig(Model):

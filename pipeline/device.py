@@ -39,9 +39,10 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def flushed_denormals() -> Iterator[None]:
-    """Numbers below 1.2e-38 count as 0 in here. The averages of gradients that have become 0 decay to such, for ever.
+    """Numbers below 1.2e-38 count as 0 in here: in a step, whose averages of vanished gradients decay to such.
 
-    A processor takes up to a hundred times as long for them. Only in here: decoded input stays as it was sent.
+    A processor takes up to a hundred times as long for them. Not for scores, which a published model gives anywhere,
+    and not for decoded input, which stays as it was sent.
     """
     torch.set_flush_denormal(True)
     try:

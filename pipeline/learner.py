@@ -15,6 +15,7 @@ from consumers.batch import Batch
 from consumers.record import Float32s
 from pipeline.config import JobConfig
 from pipeline.device import choose_device, flushed_denormals, keep_freed_memory
+from pipeline.identity import torch_threads
 from pipeline.normalise import Standardiser
 from pipeline.task import Scorer, build_task, score_width
 
@@ -36,7 +37,7 @@ class Learner:
 
     def __init__(self, job: JobConfig) -> None:
         self.device = choose_device(job.learner.device)
-        torch.set_num_threads(job.learner.threads)
+        torch.set_num_threads(torch_threads(job))
         keep_freed_memory()
         torch.manual_seed(job.job.seed)
         self.task = build_task(job)
@@ -57,14 +58,14 @@ class Learner:
         """Scores [N, S] with the weights of this moment."""
         return self._score(self.scorer, features_NC)
 
+    @torch.no_grad()
     def _score(self, scorer: Scorer, features_NC: Float32s) -> Float32s:
         rows = len(features_NC)
         scores_NS = np.empty((rows, self.score_width), np.float32)
-        with torch.no_grad(), flushed_denormals():
-            for start in range(0, rows, self.batch_size):
-                stop = min(start + self.batch_size, rows)
-                scores_B = scorer(self._block(features_NC[start:stop]))
-                scores_NS[start:stop] = scores_B.reshape(self.batch_size, -1)[: stop - start].cpu().numpy()
+        for start in range(0, rows, self.batch_size):
+            stop = min(start + self.batch_size, rows)
+            scores_B = scorer(self._block(features_NC[start:stop]))
+            scores_NS[start:stop] = scores_B.reshape(self.batch_size, -1)[: stop - start].cpu().numpy()
         return scores_NS
 
     def step(self, batch: Batch) -> StepReport:

@@ -160,7 +160,8 @@ class Drift:
         """The alarms that a batch raises: at most one for the error, and one for each column."""
         real_N = np.flatnonzero(batch.weights_B[: batch.rows] > 0)
         features_NC = _rows(batch.features_BC[: batch.rows], real_N)
-        self._unknown[0] += _mark_seen(features_NC[:, self._numeric :], self._buckets_K, self._seen_K)
+        if len(self._buckets_K):
+            self._unknown[0] += _mark_seen(features_NC[:, self._numeric :], self._buckets_K, self._seen_K)
         alarms = [
             Alarm(
                 "feature",
@@ -238,9 +239,11 @@ class Drift:
 
 def _finite(scores_NS: Float32s) -> npt.NDArray[np.bool_]:
     """Which rows can be measured."""
-    if scores_NS.shape[1] == 1:
-        return np.isfinite(scores_NS[:, 0])
-    return np.asarray(np.isfinite(scores_NS).all(axis=1))
+    finite_NS: npt.NDArray[np.bool_] = np.isfinite(scores_NS)
+    if finite_NS.shape[1] == 1:  # without a sum along rows of one number each
+        return finite_NS.reshape(-1)
+    all_N: npt.NDArray[np.bool_] = finite_NS.all(axis=1)
+    return all_N
 
 
 def _rows(array: Float32s, row_N: Int64s) -> Float32s:

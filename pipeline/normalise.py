@@ -57,5 +57,5 @@ class Standardiser(nn.Module):
         self.scale_F.copy_(torch.where(variance_F > 1e-24, variance_F.rsqrt(), 1.0))
 
     def forward(self, numbers_NF: Tensor) -> Tensor:
-        standard_NF = (numbers_NF - self.shift_F) * self.scale_F
+        standard_NF = (numbers_NF - self.shift_F).mul_(self.scale_F)
         return standard_NF.nan_to_num(nan=0.0) if self.nullable else standard_NF

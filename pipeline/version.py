@@ -155,7 +155,7 @@ def candidate(owed: bytes, manifest: Manifest) -> Candidate:
     job = JobConfig.model_validate(manifest["config"])
     tensors = safetensors.torch.load(owed)
     weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
-    torch.set_num_threads(job.learner.threads)  # the trainer's: sums are split, and rounded, likewise
+    torch.set_num_threads(int(manifest["environment"]["threads"]))  # the trainer's: sums are split, and rounded, alike
     scorer = build_scorer(job)
     scorer.module.load_state_dict(weights)
     on_cuda = job.learner.device == "cuda" or (job.learner.device == "auto" and torch.cuda.is_available())

@@ -11,7 +11,7 @@ import pytest
 from consumers.errors import ConfigError
 from consumers.inmemory import InMemorySpans
 from pipeline.config import JobConfig
-from pipeline.identity import changes, check_identity, recorded, with_recorded, with_settings
+from pipeline.identity import changes, check_identity, environment, recorded, with_recorded, with_settings
 from pipeline.ledger import unseal
 from pipeline.run import Start
 from pipeline.verify import find_segment, rebuild
@@ -142,6 +142,26 @@ def test_with_the_recorded_settings_of_a_snapshot_the_rest_stays(config: JobConf
     again = with_recorded(other, config.model_dump(mode="json"))
     assert recorded(again) == recorded(config)
     assert again.learner.threads == 2
+
+
+@pytest.mark.parametrize(
+    ("cores", "readers", "hidden", "threads"),
+    [
+        (2, 1, [256, 128], 1),
+        (16, 2, [16], 1),
+        (1, 4, [4096, 4096], 1),
+        (16, 2, [256, 128], 2),
+        (16, 2, [4096, 4096], 14),
+    ],
+)
+def test_torch_gets_the_cores_that_readers_leave_as_far_as_the_model_has_work_for_them(
+    config: JobConfig, monkeypatch: pytest.MonkeyPatch, cores: int, readers: int, hidden: list[int], threads: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    settings = {"learner.hidden": hidden, "learner.batch_size": 1024, "stream.readers": readers}
+    automatic = with_settings(config, settings | {"learner.threads": "auto"})
+    assert environment(automatic)["threads"] == str(threads)
+    assert environment(with_settings(automatic, {"learner.threads": 3}))["threads"] == "3"
 
 
 def test_what_changed_in_an_environment_is_named() -> None:

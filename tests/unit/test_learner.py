@@ -139,6 +139,28 @@ def test_the_standardiser_merges_moments_as_if_all_rows_were_one_batch() -> None
     np.testing.assert_allclose(variance, np.nanvar(rows[:, :2].astype(np.float64), axis=0))
 
 
+def test_averages_of_gradients_that_vanished_become_zero_and_scores_are_as_anywhere() -> None:
+    learner = Learner(job())
+    once, again = batch(0), batch(1)
+    once.features_BC[:, 2], again.features_BC[:, 2] = 1, 2  # a category that never comes again
+    for number in range(1200):
+        learner.step(once if number < 3 else again)
+    (embedding,) = (slots for parameter, slots in learner.optimizer.state.items() if parameter.shape == (16, 8))
+    assert embedding["exp_avg_sq"][1].all()
+    assert not embedding["exp_avg"][1].any()  # else it would end at some 5e-45, which is slow, for ever
+    assert (torch.tensor(1e-40) * 1).item() > 0, "only steps flush"
+
+
+def test_one_refused_step_among_others_leaves_no_gradient_behind() -> None:
+    left, right = Learner(job(task="regression")), Learner(job(task="regression"))
+    bad = batch(9)
+    bad.labels_B[0] = np.inf
+    for learner, batches in ((left, [batch(0), bad, batch(1)]), (right, [batch(0), batch(1)])):
+        for each in batches:
+            learner.step(each)
+    assert digest(left) == digest(right)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_on_cuda_the_same_steps_give_the_same_bits() -> None:
     digests = []
