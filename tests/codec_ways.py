@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ from consumers.codecs.rowwise import RowCodec
 from consumers.codecs.scan import MessageArrays
 from consumers.codecs.table import allocate
 from consumers.record import Events, Messages
+from tests.guarded import GuardedMemory
 
 NOW = 1_700_000_000_000
+MEMORY = GuardedMemory()
 
 
 def messages(*values: bytes | None, key: bytes | None = b"k", timestamp: int = NOW) -> Messages:
@@ -21,9 +24,13 @@ def messages(*values: bytes | None, key: bytes | None = b"k", timestamp: int = N
 
 
 def decoded(codec: RowCodec, *values: bytes | None, **how: Any) -> Decoded:
-    """What the codec makes of messages, having checked that the slow way alone makes the same, to the bit."""
+    """What the codec makes of messages, having checked that the slow way alone makes the same, to the bit.
+
+    One of the messages lies at the end of memory.
+    """
     batch = messages(*values, **how)
-    both = codec.decode(batch, allocate(len(batch), codec.columns))
+    guarded = replace(batch, values=MEMORY.blobs(batch.values, last=len(batch) // 2))
+    both = codec.decode(guarded, allocate(len(batch), codec.columns))
     slow = _slowly(codec, batch)
     assert slow.rejects.equals(both.rejects)
     assert _bits(slow.events) == _bits(both.events)

@@ -36,6 +36,7 @@ from consumers.codecs.avro_program import (
     plain,
 )
 from consumers.codecs.binary import float32, varint, zigzag
+from consumers.codecs.envelope import WRITTEN
 from consumers.codecs.fields import Reject
 from consumers.codecs.registry import Registry
 from consumers.codecs.scan import MISSING, OBJECT, TEXT, Found, MessageArrays, Plan, new_found, planned, take
@@ -57,6 +58,7 @@ _WRONG: dict[type, str] = {
 }
 
 _BARE, _CLOUDEVENT, _CHANGE = range(3)
+_WRITTEN = tuple("".join(WRITTEN).encode())
 _ENVELOPES = {"none": _BARE, "cloudevents": _CLOUDEVENT, "debezium": _CHANGE}
 
 
@@ -70,7 +72,7 @@ class AvroCodec(SchemaCodec):
 
     def of_file(self, path: Path) -> Reader:
         """By the schema in a file."""
-        return _Reader([path.read_text(encoding="utf-8")], self._names, self._plan, self._envelope)
+        return _Reader([path.read_bytes()], self._names, self._plan, self._envelope)
 
     def of_registry(self, registry: Registry, header: bytes) -> Reader:
         """By the schema that the header names."""
@@ -81,7 +83,7 @@ class AvroCodec(SchemaCodec):
 class _Reader(Reader):
     """Reads messages by one writer's schema: the last one, which may use names of the others. Raises Reject."""
 
-    def __init__(self, texts: Sequence[str], names: list[str], plan: Plan, envelope: int) -> None:
+    def __init__(self, texts: Sequence[str | bytes], names: list[str], plan: Plan, envelope: int) -> None:
         named: dict[str, Any] = {}
         try:
             for text in texts:
@@ -152,8 +154,7 @@ def _is_event(data: Bytes1, envelope: int, found: Found) -> bool:
         return False
     if envelope == _CLOUDEVENT:
         return True
-    op = data[found.start_U[outer]]
-    return bool(found.length_U[outer] == 1 and op in (ord("c"), ord("u"), ord("r")))
+    return bool(found.length_U[outer] == 1 and data[found.start_U[outer]] in _WRITTEN)
 
 
 @njit_merged

@@ -121,8 +121,8 @@ def _number(data: Bytes1, at: int) -> tuple[int, int]:
 def _parsed(message: Any, data: bytes) -> Any:
     try:
         message.ParseFromString(data)
-    except DecodeError as error:
-        raise Reject(f"no Protobuf schema: {error}") from None
+    except DecodeError:
+        raise Reject("no serialised Protobuf schema") from None
     return message
 
 
@@ -144,8 +144,8 @@ class _Reader(Reader):
         message = self._fields.type()
         try:
             message.ParseFromString(body)
-        except DecodeError as error:
-            raise Reject(f"not Protobuf: {error}") from None
+        except DecodeError:
+            raise Reject("not Protobuf, or text in it that is not UTF-8") from None
         return dict(self._values(message))
 
     def _values(self, message: Any) -> Iterator[tuple[str, Any]]:

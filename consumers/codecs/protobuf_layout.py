@@ -100,7 +100,10 @@ def _message_class(file: FileDescriptorProto) -> Any:
     pool = descriptor_pool.DescriptorPool()
     for needed in (timestamp_pb2, wrappers_pb2):
         pool.AddSerializedFile(needed.DESCRIPTOR.serialized_pb)
-    pool.AddSerializedFile(file.SerializeToString())
+    try:
+        pool.AddSerializedFile(file.SerializeToString())
+    except TypeError as error:
+        raise Reject(f"the Protobuf schema contradicts itself: {error}") from None
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(file.message_type[0].name))
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 from consumers.codecs.fields import Reject
@@ -35,7 +35,7 @@ class Registry:
 
     def avro(self, schema_id: int) -> list[str]:
         """The Avro schemas (JSON) that belong to an id, each behind those that it refers to."""
-        schema = self._ask(f"schema id {schema_id}", lambda: self._client.get_schema(schema_id))
+        schema = self._ask(f"schema id {schema_id}", partial(self._client.get_schema, schema_id))
         _check_type("AVRO", schema, schema_id)
         texts: dict[tuple[str, int], str] = {}
         self._add_references(schema, texts)
@@ -46,18 +46,18 @@ class Registry:
             subject, version = reference.subject, reference.version
             if (subject, version) not in texts:
                 what = f"version {version} of subject {subject}"
-                found = self._ask(what, lambda: self._client.get_version(subject, version, deleted=True)).schema  # noqa: B023
+                found = self._ask(what, partial(self._client.get_version, subject, version, deleted=True)).schema
                 self._add_references(found, texts)
                 texts[subject, version] = found.schema_str
 
     def protobuf(self, schema_id: int) -> bytes:
         """The FileDescriptorProto that belongs to an id, serialised."""
         what = f"schema id {schema_id}"
-        schema = self._ask(what, lambda: self._client.get_schema(schema_id, fmt="serialized"))
+        schema = self._ask(what, partial(self._client.get_schema, schema_id, fmt="serialized"))
         _check_type("PROTOBUF", schema, schema_id)
         try:
             return base64.b64decode(schema.schema_str, validate=True)
-        except binascii.Error:
+        except ValueError:
             raise DependencyError(
                 f"{self._place}: gives {what} as .proto text. Use a registry that knows format=serialized"
             ) from None

@@ -250,6 +250,7 @@ class TestSchemas:
         ("text", "why"),
         [
             ("{", "is no Avro schema: JSONDecodeError"),
+            ("\xff", "is no Avro schema: UnicodeDecodeError"),
             ('{"type": "record"}', "is no Avro schema: SchemaParseException"),
             (
                 '{"type": "record", "name": "R", "fields": [{"name": "x", "type": "no"}]}',
@@ -264,7 +265,7 @@ class TestSchemas:
     )
     def test_one_that_cannot_be_read_by_is_an_error_of_the_job(self, tmp_path: Path, text: str, why: str) -> None:
         path = tmp_path / "writer.avsc"
-        path.write_text(text)
+        path.write_text(text, encoding="latin-1")
         with pytest.raises(ConfigError, match=f"^schema_file {path} of t: .*{why}"):
             AvroCodec(features(schema_file=path), BINARY)
 
@@ -318,10 +319,16 @@ class TestEnvelopes:
         value = written(CHANGE, {"before": None, "after": after, "source": {}, "op": op})
         assert reason(codec, value).startswith("envelope: ")
 
-    def test_nothing_is_left_of_the_change_before(self, plain: Any) -> None:
-        codec = plain(CHANGE, envelope="debezium", key=None, time=None, numeric=[NULLABLE_Y], categorical=[])
-        changes = [{"before": None, "after": after, "source": {}, "op": "u"} for after in (GOOD, None)]
-        assert decoded(codec, *[written(CHANGE, change) for change in changes]).rejects["offset"].to_pylist() == [101]
+    def test_nothing_is_left_of_the_message_before(self, plain: Any) -> None:
+        """Data of one record type or of another, of which only the first has a field `y`."""
+        without_y = {**schema(y=..., color="string"), "name": "Other"}
+        fields = [{"name": "specversion", "type": "string"}, {"name": "data", "type": [schema(), without_y]}]
+        writer = {"type": "record", "name": "CloudEvent", "fields": fields}
+        datas = [("Flight", GOOD), ("Other", {name: GOOD[name] for name in ("id", "ts", "x", "color")})]
+        values = [written(writer, {"specversion": "1.0", "data": data}) for data in datas]
+        codec = plain(writer, envelope="cloudevents")
+        assert taken_fast(codec, *values) == [True, True]
+        assert np.isnan(decoded(codec, *values).events.features_NC[:, 1]).tolist() == [False, True]
 
     @pytest.mark.parametrize("kind", [schema(), ["null", schema()]])
     def test_the_data_of_a_cloudevent_is_an_event(self, plain: Any, kind: Any) -> None:

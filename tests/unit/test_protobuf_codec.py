@@ -255,13 +255,13 @@ class TestWhatIsRefused:
     def test_a_message_that_is_cut_short_within_a_field(self, plain: Any) -> None:
         value = written(file(), {"x": 1.5})
         for length in range(1, len(value)):
-            assert reason(plain(), value[:length]).startswith("not Protobuf: ")
+            assert reason(plain(), value[:length]) == "not Protobuf, or text in it that is not UTF-8"
 
     @pytest.mark.parametrize(
         "value", [b"\x00\x00", b"\x0c", b"\x0e", b"\x0f", b"\xff" * 11, b"\x0a\xff\xff\xff\xff\x0f"]
     )
     def test_what_no_field_begins_with(self, plain: Any, value: bytes) -> None:
-        assert reason(plain(), value).startswith("not Protobuf: ")
+        assert reason(plain(), value) == "not Protobuf, or text in it that is not UTF-8"
 
     @pytest.mark.parametrize("number", [3, 9])
     @pytest.mark.parametrize("tail", ["tag", "size"])
@@ -271,11 +271,11 @@ class TestWhatIsRefused:
         long_tag, long_size = bytes([tag[0] | 0x80, *b"\x80" * 4, 0]), b"\x81\x80\x80\x80\x80\x00"
         assert len(decoded(codec, tag + size + b"a").events) == 1
         value = long_tag + size if tail == "tag" else tag + long_size
-        assert reason(codec, value + b"a").startswith("not Protobuf: ")
+        assert reason(codec, value + b"a") == "not Protobuf, or text in it that is not UTF-8"
 
     def test_text_that_is_not_utf8(self, plain: Any) -> None:
         value = written(file(id="bytes"), GOOD | {"id": b"\xff"})
-        assert reason(plain(), value).startswith("not Protobuf: ")
+        assert reason(plain(), value) == "not Protobuf, or text in it that is not UTF-8"
 
     def test_one_that_is_too_large(self, plain: Any) -> None:
         value = written(file(), GOOD | {"id": "a" * 5000})
@@ -303,6 +303,10 @@ class TestSchemas:
         with pytest.raises(ConfigError, match=f"^schema_file .*writer.desc of t: {why}$"):
             plain(file(x=kind))
 
+    def test_one_that_contradicts_itself_is_an_error_of_the_job(self, plain: Any) -> None:
+        with pytest.raises(ConfigError, match="the Protobuf schema contradicts itself: "):
+            plain(file(numbers={"x": 1}))
+
     def test_a_message_may_be_within_another(self, plain: Any) -> None:
         writer = file()
         outer = FileDescriptorProto(name="outer.proto", package="p", syntax="proto3")
@@ -316,7 +320,9 @@ class TestSchemas:
         with pytest.raises(ConfigError, match=f"no message '{name}' in it"):
             plain(message=name)
 
-    @pytest.mark.parametrize(("data", "why"), [(b"\xff", "no Protobuf schema: "), (None, "No such file or directory")])
+    @pytest.mark.parametrize(
+        ("data", "why"), [(b"\xff", "no serialised Protobuf schema"), (None, "No such file or directory")]
+    )
     def test_a_file_that_is_none_is_an_error_of_the_job(self, tmp_path: Path, data: bytes | None, why: str) -> None:
         path = tmp_path / "writer.desc"
         if data is not None:
@@ -378,7 +384,7 @@ class TestRegistry:
         assert "is repeated" in reason(self.codec(registry), framed(1, b"\0", b""))
 
     @pytest.mark.parametrize(
-        ("kind", "text", "why"), [("AVRO", '"int"', "is of type AVRO"), ("PROTOBUF", "/w==", "no Protobuf")]
+        ("kind", "text", "why"), [("AVRO", '"int"', "is of type AVRO"), ("PROTOBUF", "/w==", "no serialised Protobuf")]
     )
     def test_a_schema_of_another_kind_is_refused(
         self, registry: SchemaRegistry, kind: str, text: str, why: str
