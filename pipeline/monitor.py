@@ -242,7 +242,7 @@ def _finite(scores_NS: Float32s) -> npt.NDArray[np.bool_]:
     finite_NS: npt.NDArray[np.bool_] = np.isfinite(scores_NS)
     if finite_NS.shape[1] == 1:  # without a sum along rows of one number each
         return finite_NS.reshape(-1)
-    all_N: npt.NDArray[np.bool_] = finite_NS.all(axis=1)
+    all_N: npt.NDArray[np.bool_] = np.asarray(finite_NS.all(axis=1))
     return all_N
 
 
