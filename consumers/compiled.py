@@ -13,15 +13,13 @@ from numba.core import config
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-PACKAGES = ("consumers", "pipeline")
-
-
 def _code_hash() -> str:
-    """Of all source files: one that changes also changes what was compiled from the files that call it."""
-    root, digest = Path(__file__).resolve().parent.parent, hashlib.sha256()
-    for package in PACKAGES:
-        for path in sorted((root / package).rglob("*.py")):
-            digest.update(path.read_bytes())
+    """Of this package, and of what else is compiled: where one file changes, those that call it are compiled anew."""
+    here, digest = Path(__file__).resolve().parent, hashlib.sha256()
+    for path in sorted([*here.rglob("*.py"), *here.parent.glob("pipeline/**/*.py")]):
+        source = path.read_bytes()
+        if path.is_relative_to(here) or b"njit_" in source:
+            digest.update(source)
     return digest.hexdigest()[:16]
 
 
