@@ -164,8 +164,6 @@ class _Compiler:
         for field in reversed(schema["fields"]):
             after = self.value(field["type"], place.fields.get(field["name"], self._nowhere), after)
         self._open.pop()
-        if place.slot == self._nowhere.slot:
-            return after
         return self._op(NOTHING, OBJECT, place, after)
 
     def _blocks(self, schema: dict[str, Any], place: Place, after: int) -> int:

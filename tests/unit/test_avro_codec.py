@@ -283,6 +283,11 @@ class TestSchemas:
         with pytest.raises(ConfigError, match="more than 65,536 values in one message"):
             plain(kind)
 
+    def test_one_with_too_many_symbols_is_refused(self, plain: Any) -> None:
+        symbols = [f"{'symbol' * 10}{number}" for number in range(1100)]
+        with pytest.raises(ConfigError, match="enums with more than 65,536 bytes of symbols"):
+            plain(schema(many={"type": "enum", "name": "E", "symbols": symbols}))
+
     def test_a_file_that_is_not_there_is_an_error_of_the_job(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="No such file or directory"):
             AvroCodec(features(schema_file=tmp_path / "none.avsc"), BINARY)
