@@ -13,6 +13,7 @@ from numba.core import config
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+
 def _code_hash() -> str:
     """Of this package, and of what else is compiled: where one file changes, those that call it are compiled anew."""
     here, digest = Path(__file__).resolve().parent, hashlib.sha256()

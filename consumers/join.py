@@ -15,8 +15,8 @@ import numpy.typing as npt
 from consumers.batch import Examples
 from consumers.config import JoinConfig
 from consumers.errors import ConfigError
+from consumers.index import OLDEST
 from consumers.kernels import (
-    OLDEST,
     EventRows,
     Findings,
     Outcome,

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from consumers import mapping
-from consumers.kernels import END, LAST_TIME, NEXT, OLDEST, SLAB, USED, Status, TableRows, count_waiting, enter, remove
+from consumers.index import END, LAST_TIME, NEXT, OLDEST, SLAB, USED, Status, TableRows, enter, remove
+from consumers.kernels import count_waiting
 from consumers.record import NEVER, Bytes1, Int64s, Side
 
 INDEX_MIN = 1024

@@ -6,17 +6,8 @@ import numpy as np
 import pytest
 
 from consumers import slabs
-from consumers.kernels import (
-    SLAB,
-    USED,
-    EventRows,
-    Findings,
-    Rules,
-    Status,
-    apply_labels,
-    find,
-    remove,
-)
+from consumers.index import SLAB, USED, Status, find, remove
+from consumers.kernels import EventRows, Findings, Rules, apply_labels
 from consumers.record import Kind, Side
 from consumers.slabs import SlabTable, slab_layout
 
