@@ -14,9 +14,8 @@ SIGNED, UNSIGNED, REAL = range(3)
 
 
 @njit_merged
-def find_number(data: Bytes1, at: int, meaning: int, width: int, field: int, found: Found) -> bool:
-    """Takes a number of 1, 2, 4 or 8 bytes for what is in `field`. False for an integer that int64 does not hold."""
-    bits = np.uint64(0)
+def integer_at(data: Bytes1, at: int, meaning: int, width: int) -> int:
+    """An integer of 1, 2, 4 or 8 bytes; negative if it is unsigned and more than int64 holds."""
     if width == 8:
         bits = word(data, at)
     elif width == 4:
@@ -25,16 +24,22 @@ def find_number(data: Bytes1, at: int, meaning: int, width: int, field: int, fou
         bits = np.uint64(data[at]) | np.uint64(data[at + 1]) << np.uint64(8)
     else:
         bits = np.uint64(data[at])
-    good = True
+    unused = np.int64(64 - 8 * width) if meaning == SIGNED else np.int64(0)
+    return int(np.int64(bits) << unused >> unused)
+
+
+@njit_merged
+def real_at(data: Bytes1, at: int, width: int) -> float:
+    """A floating-point number of 4 or 8 bytes."""
+    return float(float_of(word(data, at)) if width == 8 else np.float64(np.uint32(half(data, at)).view(np.float32)))
+
+
+@njit_merged
+def find_number(data: Bytes1, at: int, meaning: int, width: int, field: int, found: Found) -> bool:
+    """Takes a number for what is in `field`. False for an integer that int64 does not hold."""
     if meaning == REAL:
-        found.kind_U[field] = FLOAT
-        found.number_U[field] = float_of(bits) if width == 8 else np.float64(np.uint32(bits).view(np.float32))
-    else:
-        found.kind_U[field] = INTEGER
-        unused = np.int64(64 - 8 * width)
-        found.integer_U[field] = np.int64(bits)
-        if meaning == SIGNED:
-            found.integer_U[field] = np.int64(bits) << unused >> unused
-        else:
-            good = found.integer_U[field] >= 0
-    return good
+        found.kind_U[field], found.number_U[field] = FLOAT, real_at(data, at, width)
+        return True
+    integer = integer_at(data, at, meaning, width)
+    found.kind_U[field], found.integer_U[field] = INTEGER, integer
+    return meaning == SIGNED or integer >= 0

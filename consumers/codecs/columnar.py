@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from consumers.codecs.cells import REAL, find_number
+from consumers.codecs.cells import REAL, SIGNED, UNSIGNED, find_number, integer_at, real_at
 from consumers.codecs.fields import NUMERIC_MAX
 from consumers.codecs.ipc import BATCH, Part, buffer_at, int32_at, int64_at, pair, part_at
-from consumers.codecs.scan import BOOL, INTEGER, NULL, TEXT, Found, MessageArrays, Plan, take_number, take_parts
+from consumers.codecs.scan import BOOL, INTEGER, NULL, TEXT, Found, MessageArrays, Plan, take_parts
 from consumers.codecs.table import RowArrays
 from consumers.codecs.text import valid_text
 from consumers.codecs.words import half
@@ -24,6 +24,7 @@ from consumers.record import Bytes1, Int64s
 
 FLAGS, TEXTS, TIMES, NOTHING = range(REAL + 1, REAL + 5)
 """What the cells of a column mean, beside the numbers of `cells`; the width of TEXTS is that of their offsets."""
+
 
 _FLOAT32_MAX = np.float32(NUMERIC_MAX)  # rounded down, so that no float32 is between the two
 
@@ -80,8 +81,6 @@ def decode(
                 rows.row_N[row] = row - first
             at += part.rows
             part = part_at(data, part.stop, stop)
-        if part.kind == BATCH:  # the slow way finds what is wrong with it
-            good_R[first:at] = False
 
 
 @njit_borrowing
@@ -162,34 +161,38 @@ def _take_batch(
     good_R: npt.NDArray[np.bool_],
 ) -> None:
     """Makes rows from `first` on of a batch of message `index`."""
-    data, all_swift = messages.values.data, True
-    for start in places.float32_M:
-        all_swift = all_swift and start >= 0
+    data = messages.values.data
     for row in range(count):
-        at, good = first + row, all_swift
+        at, good = first + row, True
         for number in range(len(plan.numeric_M)):
             start = places.float32_M[number]
             if start >= 0:
-                value = np.uint32(half(data, start + 4 * row)).view(np.float32)
+                single = np.uint32(half(data, start + 4 * row)).view(np.float32)
+                rows.features_NC[at, number] = single
+                usable = abs(single) <= _FLOAT32_MAX
+            else:
+                value = _number(data, row, layout, places, plan.numeric_M[number])
                 rows.features_NC[at, number] = value
-                good = good and bool(abs(value) <= _FLOAT32_MAX)
-        if not good:
-            good = _take_numbers(data, row, at, layout, places, plan, found, rows)
+                usable = abs(value) <= NUMERIC_MAX
+            if not usable:
+                good = good and np.isnan(rows.features_NC[at, number]) and plan.nullable_M[number]
+                rows.features_NC[at, number] = np.nan  # whatever NaN it was
         for column in layout.part_P:
             good = good and _cell(data, row, layout, places, column, found)
         good_R[at] = good and take_parts(messages, index, found, plan, rows, at)
 
 
-@njit_borrowing
-def _take_numbers(
-    data: Bytes1, row: int, at: int, layout: Layout, places: Places, plan: Plan, found: Found, rows: RowArrays
-) -> bool:
-    for number, column in enumerate(plan.numeric_M):
-        if not _cell(data, row, layout, places, column, found):
-            return False
-        if not take_number(number, found, plan, rows.features_NC, at):
-            return False
-    return True
+@njit_merged
+def _number(data: Bytes1, row: int, layout: Layout, places: Places, column: int) -> float:
+    """A number; NaN for null, and infinite for what only the slow way can tell."""
+    meaning, width, valid = layout.meaning_U[column], layout.width_U[column], places.valid_U[column]
+    if meaning == NOTHING or (valid >= 0 and not _bit(data, valid, row)):
+        return float(np.nan)
+    at = places.cells_U[column] + width * row
+    if meaning == REAL:
+        return real_at(data, at, width)
+    integer = integer_at(data, at, meaning, width) if meaning in (SIGNED, UNSIGNED) else -1
+    return float(integer) if meaning == SIGNED or integer >= 0 else np.inf
 
 
 @njit_merged

@@ -155,6 +155,21 @@ class TestGoodRows:
         expected = [NOW + int(factor * late) for late in (0, 1, 999)]
         assert events(stream(good(ts=times)), config=flights(max_skew="1h")).event_time_N.tolist() == expected
 
+    def test_a_timestamp_that_wraps_around_is_none(self) -> None:
+        times = pa.array([NOW // 1000, NOW // 1000 + 2**61, NOW // 1000], pa.timestamp("s"))
+        assert reasons(stream(good(ts=times))) == [(100, 1, "time 'ts': 2305843010913693952000 is too large")]
+
+    def test_numbers_of_float32_alone_are_held_to_the_same_rules(self) -> None:
+        config = flights(numeric=["x", {"name": "z", "nullable": True}], categorical=[])
+        x = pa.array([1, np.inf, np.nan, 2e19, -9e18, 6], pa.float32())
+        z = pa.array([np.nan, 2, 3, 4, 5, 1e30], pa.float32())
+        decoded = decode(stream(good(6, x=x, z=z)), config=config)
+        assert np.array_equal(
+            decoded.events.features_NC, np.array([[1, np.nan], [-9e18, 5]], np.float32), equal_nan=True
+        )
+        assert decoded.events.features_NC[0, 1].tobytes() == np.float32(np.nan).tobytes()
+        assert decoded.rejects["row"].to_pylist() == [1, 2, 3, 5]
+
     def test_a_null_value_is_a_tombstone_of_the_message_key(self) -> None:
         rows = events(stream(good(1)), None, stream(good(1)), key=b"gone")
         assert rows.kind_N.tolist() == [Kind.EVENT, Kind.TOMBSTONE, Kind.EVENT]
@@ -284,6 +299,27 @@ class TestBadMessages:
     @pytest.mark.parametrize("value", [b"", b"ARROW1\0\0", b"{}", b"\xff" * 8, stream(good())[:-200]])
     def test_what_is_no_stream_is_one_reject(self, value: bytes) -> None:
         assert "not an Arrow IPC stream" in reason(value)
+
+    @pytest.mark.parametrize(
+        ("true", "false"),
+        [
+            (struct.pack("<qq", 3, 1), struct.pack("<qq", 3, 2)),  # rows and nulls of z
+            (struct.pack("<qq", 3, 1), struct.pack("<qq", 2, 1)),
+            (
+                struct.pack("<iiii", 0, 5, 10, 15),
+                struct.pack("<iiii", 0, 5, 4, 15),
+            ),  # where the texts of id begin and end
+            (struct.pack("<iiii", 0, 5, 10, 15), struct.pack("<iiii", -5, 5, 10, 15)),
+            (struct.pack("<iiii", 0, 5, 10, 15), struct.pack("<iiii", 0, 5, 10, 2**20)),
+        ],
+    )
+    def test_a_batch_that_contradicts_itself_is_one_reject_with_all_batches_of_its_message(
+        self, true: bytes, false: bytes
+    ) -> None:
+        value = stream(good(), good())
+        first, second = value.index(true), value.rindex(true)
+        assert second > first
+        assert "not an Arrow IPC stream" in reason(value[:second] + false + value[second + len(false) :])
 
     def test_a_stream_may_end_without_its_end_mark(self) -> None:
         assert len(events(stream(good())[:-8])) == 3
