@@ -35,28 +35,18 @@ _choose_cache()
 
 
 def njit_cached(function: F) -> F:
-    """`numba.njit` with the on-disk cache, keeping the function's type.
+    """`numba.njit` with the on-disk cache, keeping the function's type, for what makes no arrays.
 
-    Without numba's runtime: what is compiled cannot make arrays, and counts no references to those it is given.
-    Counting them, atomically and at each use, takes as long as everything else that a loop over events does.
+    Without numba's runtime no references are counted: two atomic operations for each array that goes with a call
+    take as long as everything else that a loop over events does. Division by zero is not looked for either.
     """
-    compiled: F = numba.njit(cache=True, nogil=False, _nrt=False)(function)
+    compiled: F = numba.njit(cache=True, _nrt=False, error_model="numpy")(function)
     return compiled
 
 
 def njit_inlined(function: F) -> F:
     """For what runs once an event: as a call it would count references to every array of its arguments."""
     compiled: F = numba.njit(inline="always")(function)
-    return compiled
-
-
-def njit_borrowing(function: F) -> F:
-    """For what only reads and writes the arrays of its caller and makes none: references are not counted at all.
-
-    A call then costs a few ns; counting takes two atomic operations for each array that goes with it. Integer
-    division by zero is not looked for either.
-    """
-    compiled: F = numba.njit(cache=True, _nrt=False, error_model="numpy")(function)
     return compiled
 
 

@@ -44,7 +44,7 @@ from consumers.codecs.schemas import Reader, SchemaCodec
 from consumers.codecs.table import RowArrays
 from consumers.codecs.text import valid_text
 from consumers.codecs.words import float_of, word
-from consumers.compiled import njit_borrowing, njit_merged
+from consumers.compiled import njit_cached, njit_merged
 from consumers.config import FeaturesConfig, LabelRule, LabelsConfig
 from consumers.record import Bytes1, Int64s
 
@@ -122,7 +122,7 @@ class _Reader(Reader):
         return cast(dict[str, Any], message)
 
 
-@njit_borrowing
+@njit_cached
 def _decode(
     messages: MessageArrays,
     index_M: Int64s,
@@ -146,7 +146,7 @@ def _decode(
         )
 
 
-@njit_borrowing
+@njit_cached
 def _is_event(data: Bytes1, envelope: int, found: Found) -> bool:
     """Whether the envelope holds an event. The two slots for that are in front of the last."""
     outer = len(found.kind_U) - 3

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from consumers.codecs.words import half
-from consumers.compiled import njit_borrowing
+from consumers.compiled import njit_cached
 from consumers.record import Bytes1
 
 _0, _1, _7, _63 = np.uint64(0), np.uint64(1), np.uint64(7), np.uint64(63)
 _MORE, _LOW_7 = np.uint64(0x80), np.uint64(0x7F)
 
 
-@njit_borrowing
+@njit_cached
 def varint(data: Bytes1, at: int, stop: int) -> tuple[int, int]:
     """A number in groups of 7 bits, within `[at, stop)`, and where it ends: -1 if it does not, or has over 64 bits.
 
@@ -29,13 +29,13 @@ def varint(data: Bytes1, at: int, stop: int) -> tuple[int, int]:
     return 0, -1
 
 
-@njit_borrowing
+@njit_cached
 def zigzag(value: int) -> int:
     """The number that the bits of an int64 stand for where 0, 1, 2, 3, ... are 0, -1, 1, -2, ..."""
     return int(np.int64(np.uint64(value) >> _1) ^ -(value & 1))
 
 
-@njit_borrowing
+@njit_cached
 def float32(data: Bytes1, at: int) -> np.float32:
     """Four bytes, which must be there, as a float."""
     return np.uint32(half(data, at)).view(np.float32)

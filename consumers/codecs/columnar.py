@@ -18,7 +18,7 @@ from consumers.codecs.scan import BOOL, INTEGER, NULL, TEXT, Found, MessageArray
 from consumers.codecs.table import RowArrays
 from consumers.codecs.text import valid_text
 from consumers.codecs.words import half
-from consumers.compiled import njit_borrowing, njit_cached, njit_merged
+from consumers.compiled import njit_cached, njit_merged
 from consumers.config import INT64_MAX
 from consumers.record import Bytes1, Int64s
 
@@ -83,7 +83,7 @@ def decode(
             part = part_at(data, part.stop, stop)
 
 
-@njit_borrowing
+@njit_cached
 def _locate(data: Bytes1, part: Part, layout: Layout, places: Places, plan: Plan) -> bool:
     """Finds the columns of a batch. False unless all of them are whole and lie within its body."""
     good = part.node_count == layout.nodes and part.buffer_count == layout.buffers
@@ -95,7 +95,7 @@ def _locate(data: Bytes1, part: Part, layout: Layout, places: Places, plan: Plan
     return good
 
 
-@njit_borrowing
+@njit_cached
 def _locate_column(data: Bytes1, part: Part, layout: Layout, places: Places, column: int) -> bool:
     meaning, width, buffer = layout.meaning_U[column], layout.width_U[column], layout.buffer_U[column]
     places.valid_U[column] = -1
@@ -119,7 +119,7 @@ def _locate_column(data: Bytes1, part: Part, layout: Layout, places: Places, col
     return text >= 0 and _ascend(data, cells, rows, width)
 
 
-@njit_borrowing
+@njit_cached
 def _count_nulls(data: Bytes1, valid: int, rows: int) -> int:
     nulls = 0
     for row in range(rows):
@@ -127,7 +127,7 @@ def _count_nulls(data: Bytes1, valid: int, rows: int) -> int:
     return nulls
 
 
-@njit_borrowing
+@njit_cached
 def _ascend(data: Bytes1, offsets: int, rows: int, width: int) -> bool:
     """Whether each text begins where the one before it ends, or later than 0 if it is the first, and none has ended."""
     good = _offset(data, offsets, width) >= 0
@@ -147,7 +147,7 @@ def _bit(data: Bytes1, start: int, number: int) -> bool:
     return bool(data[start + (number >> 3)] >> (number & 7) & 1)
 
 
-@njit_borrowing
+@njit_cached
 def _take_batch(
     messages: MessageArrays,
     index: int,
@@ -169,7 +169,7 @@ def _take_batch(
             if start >= 0:
                 single = np.uint32(half(data, start + 4 * row)).view(np.float32)
                 rows.features_NC[at, number] = single
-                usable = abs(single) <= _FLOAT32_MAX
+                usable = bool(abs(single) <= _FLOAT32_MAX)
             else:
                 value = _number(data, row, layout, places, plan.numeric_M[number])
                 rows.features_NC[at, number] = value

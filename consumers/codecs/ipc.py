@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from consumers.codecs.words import half, word
-from consumers.compiled import njit_borrowing, njit_cached, njit_merged
+from consumers.compiled import njit_cached, njit_merged
 from consumers.record import Blobs, Bytes1, Int64s
 
 BROKEN, END, SCHEMA, DICTIONARY, BATCH = range(-1, 4)
@@ -73,7 +73,7 @@ def pair(data: Bytes1, first: int, number: int) -> tuple[int, int]:
     return int64_at(data, at), int64_at(data, at + 8)
 
 
-@njit_borrowing
+@njit_cached
 def _slot(data: Bytes1, start: int, stop: int, table: int, number: int, size: int) -> int:
     """Where a table has a field of so many bytes; 0 if it has none, -1 if that is not within [start, stop)."""
     vtable = table - int32_at(data, table) if start <= table <= stop - 4 else -1
@@ -88,7 +88,7 @@ def _slot(data: Bytes1, start: int, stop: int, table: int, number: int, size: in
     return table + distance if table + distance <= stop - size else -1
 
 
-@njit_borrowing
+@njit_cached
 def _number(data: Bytes1, start: int, stop: int, table: int, number: int, size: int) -> int:
     """A field of 1, 2 or 8 bytes that is 0 or more; 0 if it is not there, -1 if it is broken."""
     at = _slot(data, start, stop, table, number, size)
@@ -99,7 +99,7 @@ def _number(data: Bytes1, start: int, stop: int, table: int, number: int, size: 
     return int(np.int64(data[at])) if size == 1 else _uint16_at(data, at)
 
 
-@njit_borrowing
+@njit_cached
 def _target(data: Bytes1, start: int, stop: int, table: int, number: int) -> int:
     """The table, or vector, that a field points to; 0 if it is not there, -1 if it is broken."""
     at = _slot(data, start, stop, table, number, 4)
@@ -109,7 +109,7 @@ def _target(data: Bytes1, start: int, stop: int, table: int, number: int) -> int
     return target if start <= target <= stop - 4 else -1
 
 
-@njit_borrowing
+@njit_cached
 def _pairs(data: Bytes1, start: int, stop: int, table: int, number: int) -> tuple[int, int]:
     """The first of a vector of pairs, and how many there are; -1 for one that is broken."""
     vector = _target(data, start, stop, table, number)
@@ -119,7 +119,7 @@ def _pairs(data: Bytes1, start: int, stop: int, table: int, number: int) -> tupl
     return (vector + 4, count) if vector + 4 + _PAIR_BYTES * count <= stop else (start, -1)
 
 
-@njit_borrowing
+@njit_cached
 def part_at(data: Bytes1, at: int, stop: int) -> Part:
     """The part that begins at `at` in a stream that ends at `stop`."""
     start = at + _PREFIX_BYTES
@@ -153,7 +153,7 @@ def part_at(data: Bytes1, at: int, stop: int) -> Part:
     return Part(kind, plain, stop, body, body_bytes, rows, nodes, node_count, buffers, buffer_count, compression != 0)
 
 
-@njit_borrowing
+@njit_cached
 def decoded_bytes(data: Bytes1, part: Part) -> int:
     """Bytes of its body once it is decompressed, at most MANY; -1 if a buffer of it is broken."""
     if not part.compressed:
@@ -172,7 +172,7 @@ def decoded_bytes(data: Bytes1, part: Part) -> int:
     return total
 
 
-@njit_borrowing
+@njit_cached
 def buffer_at(data: Bytes1, part: Part, number: int, size: int) -> int:
     """Where a buffer of a batch begins, if it has at least so many bytes (0 or more), all within the body; or -1."""
     position, length = pair(data, part.buffers, number)

@@ -38,7 +38,7 @@ from consumers.codecs.strict import NESTING_MAX
 from consumers.codecs.table import RowArrays
 from consumers.codecs.text import QUOTE, SPACES, after_spaces, after_text, unescaped
 from consumers.codecs.words import half
-from consumers.compiled import njit_borrowing, njit_merged
+from consumers.compiled import njit_cached, njit_merged
 from consumers.config import FeaturesConfig, LabelRule, LabelsConfig
 from consumers.record import Bytes1, Int64s
 
@@ -109,7 +109,7 @@ def _unwrapped(data: Bytes1, envelope: int, found: Found) -> bool:
     return True
 
 
-@njit_borrowing
+@njit_cached
 def _decode(
     messages: MessageArrays,
     keys: Keys,

@@ -15,7 +15,7 @@ import numpy as np
 
 from consumers.codecs.text import BACKSLASH, QUOTE, SPACE, after_spaces, after_text, unescaped
 from consumers.codecs.words import word
-from consumers.compiled import njit_borrowing, njit_merged
+from consumers.compiled import njit_cached, njit_merged
 from consumers.record import Bytes1, Int64s
 
 NAME_BYTES_MAX = 256
@@ -101,7 +101,7 @@ def _written_at(data: Bytes1, at: int, keys: Keys, key: int) -> bool:
     return not (word(data, at) ^ word(keys.text, place)) & np.uint64(keys.key_KA[key, MASK])
 
 
-@njit_borrowing
+@njit_cached
 def _looked_up(data: Bytes1, at: int, stop: int, keys: Keys, owner: int) -> tuple[int, int]:
     """As `next_key`, without a guess."""
     end = after_text(data, at + 1, stop) if data[at] == QUOTE else -1
@@ -125,7 +125,7 @@ def _looked_up(data: Bytes1, at: int, stop: int, keys: Keys, owner: int) -> tupl
     return key, colon + 1
 
 
-@njit_borrowing
+@njit_cached
 def _writable(text: Bytes1, start: int, stop: int) -> bool:
     """Whether this is a name that JSON writes as it is."""
     while start < stop and text[start] >= SPACE and text[start] not in (QUOTE, BACKSLASH):
@@ -133,7 +133,7 @@ def _writable(text: Bytes1, start: int, stop: int) -> bool:
     return start == stop
 
 
-@njit_borrowing
+@njit_cached
 def _learned(name: Bytes1, start: int, length: int, keys: Keys, owner: int) -> int:
     """The number of a key, a new one if need be. ROOT if it is too long, or if there have been too many."""
     if length > NAME_BYTES_MAX:
@@ -158,7 +158,7 @@ def _learned(name: Bytes1, start: int, length: int, keys: Keys, owner: int) -> i
     return int(key)
 
 
-@njit_borrowing
+@njit_cached
 def _place(name: Bytes1, start: int, length: int, keys: Keys, owner: int) -> int:
     """Where a key is in the hash table, or where it would be."""
     hashed = np.uint64(owner) * _PRIME
@@ -171,7 +171,7 @@ def _place(name: Bytes1, start: int, length: int, keys: Keys, owner: int) -> int
     return place
 
 
-@njit_borrowing
+@njit_cached
 def _is(name: Bytes1, start: int, length: int, keys: Keys, owner: int, key: int) -> bool:
     if keys.key_KA[key, OWNER] != owner or keys.key_KA[key, LENGTH] != length + 3:
         return False
@@ -181,7 +181,7 @@ def _is(name: Bytes1, start: int, length: int, keys: Keys, owner: int, key: int)
     return number == length
 
 
-@njit_borrowing
+@njit_cached
 def _forget(keys: Keys) -> None:
     """All that was learned."""
     keys.count_5[KEYS], keys.count_5[BYTES] = keys.count_5[FIXED_KEYS], keys.count_5[FIXED_BYTES]

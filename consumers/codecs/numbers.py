@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from consumers.codecs.scan import FLOAT, INTEGER, OTHER, Found
 from consumers.codecs.words import float_of, high_word, word, zeros_above, zeros_below
-from consumers.compiled import njit_borrowing, njit_merged
+from consumers.compiled import njit_cached, njit_merged
 from consumers.record import Bytes1
 
 POWER_MAX = 64
@@ -78,7 +78,7 @@ def _signed(data: Bytes1, at: int) -> tuple[int, int]:
     return -power if negative else power, at if at > start else -1
 
 
-@njit_borrowing
+@njit_cached
 def _leading_zeros(data: Bytes1, at: int) -> int:
     """How many zeros from `at` on come before the first other digit; the point between them does not count."""
     count = 0
@@ -141,7 +141,7 @@ def _fifths() -> npt.NDArray[np.uint64]:
 _FIFTHS = _fifths()
 
 
-@njit_borrowing
+@njit_cached
 def _lemire(value: np.uint64, power: int) -> float:
     """Lemire, Number Parsing at a Gigabyte per Second (2021), with the proof of Mushtak and Lemire (2023).
 

@@ -38,7 +38,7 @@ from consumers.codecs.schemas import HEADER_BYTES, Reader, SchemaCodec
 from consumers.codecs.table import RowArrays
 from consumers.codecs.text import valid_text
 from consumers.codecs.words import float_of, half, word
-from consumers.compiled import njit_borrowing, njit_merged
+from consumers.compiled import njit_cached, njit_merged
 from consumers.config import FeaturesConfig, LabelRule, LabelsConfig
 from consumers.record import Bytes1, Int64s
 
@@ -159,7 +159,7 @@ class _Reader(Reader):
             yield self._fields.names[field.name], value
 
 
-@njit_borrowing
+@njit_cached
 def _decode(
     messages: MessageArrays,
     index_M: Int64s,
@@ -246,7 +246,7 @@ def _value(data: Bytes1, at: int, stop: int, layout: Layout, entry: int, found: 
     return at if layout.low_E[entry] <= value <= layout.high_E[entry] else -1
 
 
-@njit_borrowing
+@njit_cached
 def _message(data: Bytes1, at: int, stop: int, wire: int, layout: Layout, entry: int, found: Found) -> int:
     """Notes a wrapper or a timestamp; the place after it, or -1. A second one would be merged with the first: -1."""
     slot = layout.slot_E[entry]
@@ -267,7 +267,7 @@ def _message(data: Bytes1, at: int, stop: int, wire: int, layout: Layout, entry:
     return at if at == end else -1
 
 
-@njit_borrowing
+@njit_cached
 def _timestamp(data: Bytes1, at: int, end: int, found: Found, slot: int) -> int:
     seconds = nanos = 0
     while at < end:

@@ -19,7 +19,7 @@ from consumers.codecs.registry import Registry
 from consumers.codecs.rowwise import RowCodec
 from consumers.codecs.scan import MessageArrays
 from consumers.codecs.table import RowArrays
-from consumers.compiled import njit_borrowing
+from consumers.compiled import njit_cached
 from consumers.config import FeaturesConfig, LabelRule, LabelsConfig
 from consumers.errors import ConfigError
 from consumers.record import Blobs, Bytes1, Int64s
@@ -112,7 +112,7 @@ class SchemaCodec(RowCodec):
         return header, reader
 
 
-@njit_borrowing
+@njit_cached
 def _find(values: Blobs, index_M: Int64s, header: Bytes1, same_M: npt.NDArray[np.bool_]) -> None:
     """Marks which of these messages begin with the header."""
     for number in range(len(index_M)):

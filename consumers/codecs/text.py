@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from consumers.codecs.words import word, zeros_below
-from consumers.compiled import njit_borrowing, njit_merged
+from consumers.compiled import njit_cached, njit_merged
 from consumers.record import Bytes1
 
 QUOTE, BACKSLASH, SPACE = b'"\\ '
@@ -25,7 +25,7 @@ _DIGIT[list(b"0123456789abcdef")] = range(16)
 _DIGIT[list(b"ABCDEF")] = range(10, 16)
 
 
-@njit_borrowing
+@njit_cached
 def valid_text(data: Bytes1, start: int, stop: int) -> bool:
     """Whether `[start, stop)` is UTF-8."""
     at = start
@@ -37,7 +37,7 @@ def valid_text(data: Bytes1, start: int, stop: int) -> bool:
     return bool(at == stop)
 
 
-@njit_borrowing
+@njit_cached
 def after_character(data: Bytes1, at: int, stop: int) -> int:
     """The place after the character that begins at `at`, which is not ASCII, if it is UTF-8 and ends before `stop`."""
     first = data[at]
@@ -89,7 +89,7 @@ def after_text(data: Bytes1, at: int, stop: int) -> int:
             return -1
 
 
-@njit_borrowing
+@njit_cached
 def unescaped(data: Bytes1, at: int, stop: int, scratch: Bytes1, put: int) -> tuple[int, int]:
     """Writes text with escapes as UTF-8 to `scratch` from `put` on, up to its quote: the places after both.
 
@@ -114,7 +114,7 @@ def unescaped(data: Bytes1, at: int, stop: int, scratch: Bytes1, put: int) -> tu
             return -1, -1
 
 
-@njit_borrowing
+@njit_cached
 def _unescape(data: Bytes1, at: int, stop: int, scratch: Bytes1, put: int) -> tuple[int, int]:
     """One escape, without its backslash."""
     if at >= stop:
@@ -139,7 +139,7 @@ def _unescape(data: Bytes1, at: int, stop: int, scratch: Bytes1, put: int) -> tu
     return at, put + size
 
 
-@njit_borrowing
+@njit_cached
 def _unit(data: Bytes1, at: int, stop: int) -> int:
     """The number in `uXXXX`."""
     if at + 5 > stop or data[at] != 117:

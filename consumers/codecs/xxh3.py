@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from consumers.codecs.words import half, high_word, swapped, word
-from consumers.compiled import njit_borrowing, njit_merged
+from consumers.compiled import njit_cached, njit_merged
 from consumers.record import Bytes1
 
 LENGTH_MAX = 240
@@ -51,7 +51,7 @@ _END: Any = np.int64(119)  # where the secret of a long text's last 16 bytes is;
 _WIDE_END: Any = np.int64(103)  # and of its last 32
 
 
-@njit_borrowing
+@njit_cached
 def xxh3_64(data: Bytes1, start: int, length: int) -> np.uint64:
     """XXH3-64 of `length` <= LENGTH_MAX bytes from `start` on."""
     size = np.uint64(length)
@@ -72,7 +72,7 @@ def xxh3_64(data: Bytes1, start: int, length: int) -> np.uint64:
     return _stirred_64(_FLIP_0)
 
 
-@njit_borrowing
+@njit_cached
 def xxh3_128(data: Bytes1, start: int, length: int) -> tuple[np.uint64, np.uint64]:
     """XXH3-128 of `length` <= LENGTH_MAX bytes from `start` on: its low and its high word."""
     size = np.uint64(length)
@@ -102,7 +102,7 @@ def xxh3_128(data: Bytes1, start: int, length: int) -> tuple[np.uint64, np.uint6
     return _stirred_64(_WIDE_0), _stirred_64(_WIDE_0_HIGH)
 
 
-@njit_borrowing
+@njit_cached
 def _long_64(data: Bytes1, start: int, length: int) -> np.uint64:
     stop = start + length
     total = np.uint64(length) * _PRIME_1
@@ -119,7 +119,7 @@ def _long_64(data: Bytes1, start: int, length: int) -> np.uint64:
     return _stirred(total + _mixed_16(data, stop - 16, _END))
 
 
-@njit_borrowing
+@njit_cached
 def _long_128(data: Bytes1, start: int, length: int) -> tuple[np.uint64, np.uint64]:
     stop, size = start + length, np.uint64(length)
     low, high = size * _PRIME_1, _0
