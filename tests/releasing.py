@@ -91,6 +91,7 @@ class Trainer:
             "config": self.job.model_dump(mode="json"),
             "config_sha256": self.job.sha256(),
             "code_version": "0.1.0+test",
+            "environment": {"threads": "1"},
             "started": [where | {"next": 0}],
             "cursor": [where | {"next": 100 * sequence}],
             "watermark": 1_357_000_000_000 if sequence else None,
