@@ -21,8 +21,8 @@ from consumers.record import NEVER, Bytes1, Int64s, Side
 INDEX_MIN = 1024
 """Places of a new index; a power of two."""
 
-HUGE_FROM = 8
-"""Slabs in use from which new ones take pages of 2 MiB: a small table would take more memory than it says."""
+HUGE_FROM_BYTES = 2**28
+"""A table of this size goes on with pages of 2 MiB; in a small one they would take more memory than it says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ class SlabTable:
     def open_slab(self) -> None:
         """Begins a new slab; the last one must be full. The caller has made sure that one is free."""
         self.release()
-        if len(self.order) == HUGE_FROM:
+        if len(self.order) == HUGE_FROM_BYTES // self.slab_bytes:
             for array in (*self.columns.values(), self.rows.status_R):
                 mapping.prefer_huge_pages(array)
         slab, self._warm = heapq.heappop(self._free) if self._warm is None else self._warm, None

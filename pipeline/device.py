@@ -12,7 +12,7 @@ import torch
 from consumers.errors import DependencyError
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_TRIM_BYTES, _MMAP_BYTES = 2**28, 2**25  # the second is the most that glibc takes
+_TRIM_BYTES, _MMAP_BYTES = 2**25, 2**22
 
 
 def choose_device(wanted: str) -> torch.device:

@@ -94,7 +94,7 @@ def flood(folder: Path, memory: int, size: int) -> dict[str, Any]:
     snapshots.commit(state)
     snapshots.wait()
     snapshots.close()
-    index = sum(table._index_bytes for table in state.join._tables)
+    index = sum(table.rows.index_H2.nbytes for table in state.join._tables)
     return {
         "memory": memory,
         "flood": state.join.nbytes,
