@@ -16,7 +16,9 @@ from pipeline.config import MonitorConfig
 from pipeline.drift import Alarm, Shift
 from pipeline.drift.adwin import Adwin
 from pipeline.drift.psi import PSI
-from pipeline.quality import Arrays, Float64s, Quality, fill
+from pipeline.quality import KINDS, Arrays, Float64s, Quality, fill
+
+_BINARY, _MULTICLASS, _REGRESSION = range(len(KINDS))
 
 FAMILIES = ("concept", "feature")
 
@@ -135,7 +137,7 @@ class Drift:
     """
 
     def __init__(self, config: MonitorConfig, kind: str, features: FeaturesConfig) -> None:
-        self._kind = kind
+        self._kind = KINDS.index(kind)
         self._names = [column.name for column in features.numeric]
         self._names += [column.name for column in features.categorical]
         self._numeric = len(features.numeric)
@@ -158,8 +160,12 @@ class Drift:
 
     def observe(self, batch: Batch, rows_trained: int) -> list[Alarm]:
         """The alarms that a batch raises: at most one for the error, and one for each column."""
-        real_N = np.flatnonzero(batch.weights_B[: batch.rows] > 0)
-        features_NC = _rows(batch.features_BC[: batch.rows], real_N)
+        real_N, scored_N = np.empty((2, batch.rows), np.int64)
+        errors_N = np.empty(batch.rows)
+        real, scored = _errors(self._kind, batch.scores_BS, batch.labels_B, batch.weights_B, real_N, scored_N, errors_N)
+        features_NC = batch.features_BC[: batch.rows]
+        if real < batch.rows:
+            features_NC = features_NC[real_N[:real]]
         if len(self._buckets_K):
             self._unknown[0] += _mark_seen(features_NC[:, self._numeric :], self._buckets_K, self._seen_K)
         alarms = [
@@ -173,8 +179,7 @@ class Drift:
             )
             for shift in self._psi.update(features_NC)
         ]
-        scored_N = real_N[_finite(_rows(batch.scores_BS[: batch.rows], real_N))]
-        rises = self._feed(*(_rows(array[: batch.rows], scored_N) for array in (batch.scores_BS, batch.labels_B)))
+        rises = self._adwin.update(self._scaled(errors_N[:scored]))
         if rises:
             alarms.append(self._concept_alarm(rises[0], scored_N, batch.event_time_B, rows_trained))
         return alarms
@@ -202,19 +207,10 @@ class Drift:
     def _own_state(self) -> Arrays:
         return {"bound": self._bound, "seen": self._seen_K, "unknown": self._unknown}
 
-    def _feed(self, scores_NS: Float32s, labels_N: Float32s) -> list[Shift]:
-        if not len(labels_N):
-            return []
-        if self._kind == "regression":
-            errors_N = np.abs(scores_NS[:, 0].astype(np.float64) - labels_N)
-            return self._adwin.update(self._scaled(errors_N))
-        if self._kind == "binary":
-            wrong_N = (scores_NS[:, 0] >= 0.5) != (labels_N == 1)
-        else:
-            wrong_N = scores_NS.argmax(axis=1) != labels_N
-        return self._adwin.update(wrong_N.astype(np.float64))
-
     def _scaled(self, errors_N: Float64s) -> Float64s:
+        """Errors in [0, 1]: as the bound has them, which moves with a regression's."""
+        if self._kind != _REGRESSION or not len(errors_N):
+            return errors_N
         old, middle = float(self._bound[0]), len(errors_N) // 2
         usual = float(np.partition(errors_N, middle)[middle]) or float(errors_N.mean())
         new = _BOUND * max(self._adwin.mean * old, usual)
@@ -246,9 +242,39 @@ def _finite(scores_NS: Float32s) -> npt.NDArray[np.bool_]:
     return all_N
 
 
-def _rows(array: Float32s, row_N: Int64s) -> Float32s:
-    """Those rows, in order; the array itself if that is all of it."""
-    return array if len(row_N) == len(array) else array[row_N]
+@njit_cached
+def _errors(
+    kind: int,
+    scores_BS: Float32s,
+    labels_B: Float32s,
+    weights_B: Float32s,
+    real_N: Int64s,
+    scored_N: Int64s,
+    errors_N: Float64s,
+) -> tuple[int, int]:
+    """Which of the first N rows have weight, which of these a score, and its error; how many there are of both."""
+    real = scored = 0
+    for row in range(len(real_N)):
+        if not weights_B[row] > 0:
+            continue
+        real_N[real] = row
+        real += 1
+        best, finite = 0, True
+        for k in range(scores_BS.shape[1]):
+            finite = finite and np.isfinite(scores_BS[row, k])
+            best = k if scores_BS[row, k] > scores_BS[row, best] else best
+        if not finite:
+            continue
+        score, label = np.float64(scores_BS[row, 0]), np.float64(labels_B[row])
+        if kind == _REGRESSION:
+            error = abs(score - label)
+        elif kind == _BINARY:
+            error = np.float64((score >= 0.5) != (label == 1))
+        else:
+            error = np.float64(best != label)
+        scored_N[scored], errors_N[scored] = row, error
+        scored += 1
+    return real, scored
 
 
 @njit_cached
