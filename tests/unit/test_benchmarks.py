@@ -51,10 +51,10 @@ def test_the_avro_schema_the_descriptor_and_the_layout_name_every_field(tmp_path
     from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
     names = ["id", "ts", *COLUMNS]
-    avro = settings("avro", Side.FEATURES, tmp_path)["schema"]
+    avro = settings("avro", Side.FEATURES, tmp_path)["schema_file"]
     assert [field["name"] for field in json.loads(Path(avro).read_text())["fields"]] == names
     protobuf = settings("protobuf", Side.FEATURES, tmp_path)
-    (file,) = FileDescriptorSet.FromString(Path(protobuf["schema"]).read_bytes()).file
+    (file,) = FileDescriptorSet.FromString(Path(protobuf["schema_file"]).read_bytes()).file
     message = next(found for found in file.message_type if f"{file.package}.{found.name}" == protobuf["message"])
     assert [field.name for field in message.field] == names
     assert settings("packed", Side.LABELS, tmp_path) == {"layout": ["id:i64", "ts:i64", "y:i64"]}
