@@ -60,4 +60,5 @@ $(STAMP): pyproject.toml requirements-dev.txt
 		$(BIN)/python -m pip install --quiet --require-hashes -r requirements-dev.txt; \
 		$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .; \
 	fi
+	$(BIN)/python -m consumers.precompile
 	@touch $@

@@ -81,9 +81,7 @@ class RawConsumer:
         self._queue = _get_queue(self._handle)
         self._pointers = np.zeros(batch, np.uint64)
         self._lane_N = np.zeros(batch, np.int64)
-        self._lanes = Lanes(
-            np.zeros(_LANES_MAX, np.uint64), np.zeros(_LANES_MAX, np.int32), np.zeros(_LANES_MAX, np.int64)
-        )
+        self._lanes = Lanes.room()
         self._on_list(_assign, starts)
 
     def consume(self, count: int, timeout_s: float) -> tuple[dict[Partition, Messages], list[Failure]]:
@@ -167,6 +165,11 @@ class Lanes(NamedTuple):
     topic_L: npt.NDArray[np.uint64]  # rd_kafka_topic_t *
     partition_L: npt.NDArray[np.int32]
     count_L: Int64s
+
+    @classmethod
+    def room(cls) -> Lanes:
+        """For as many as one batch may hold."""
+        return cls(np.zeros(_LANES_MAX, np.uint64), np.zeros(_LANES_MAX, np.int32), np.zeros(_LANES_MAX, np.int64))
 
 
 class Raw(NamedTuple):
@@ -288,3 +291,10 @@ def _append(data: Bytes1, end: int, address: int, length: int) -> tuple[int, int
         return NULL_LENGTH, end
     _copy_bytes(np.uint64(address), length, data, end)
     return length, end + length
+
+
+def compile_loops() -> None:
+    """Compiles what `RawConsumer.consume` runs, by running it on no message at all."""
+    none = np.zeros(0, np.uint64)
+    _measure(none, np.zeros(0, np.int64), Lanes.room())
+    _copy(none, np.zeros(1, np.int32), Raw.room(0, 0))

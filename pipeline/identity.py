@@ -62,15 +62,16 @@ def environment(job: JobConfig) -> dict[str, str]:
 
 
 def torch_threads(job: JobConfig) -> int:
-    """Threads of one tensor operation. "auto": the cores that the readers leave, as far as a step gives them work.
+    """Threads of one tensor operation. "auto": all cores but one, as far as a step gives them work.
 
-    Threads that share a core with a reader wait for each other, spinning: two on two cores halve the speed.
+    One is left to the readers, however many there are, as their number must change no bit. Threads that share a core
+    with a reader wait for each other, spinning: two on two cores halve the speed.
     """
     if job.learner.threads != "auto":
         return job.learner.threads
     widths = [job.features.columns, *job.learner.hidden]
     products = job.learner.batch_size * sum(before * after for before, after in pairwise(widths))
-    return max(1, min(len(os.sched_getaffinity(0)) - job.stream.readers, products // PRODUCTS_PER_THREAD))
+    return max(1, min(len(os.sched_getaffinity(0)) - 1, products // PRODUCTS_PER_THREAD))
 
 
 @cache

@@ -151,10 +151,11 @@ def test_with_the_recorded_settings_of_a_snapshot_the_rest_stays(config: JobConf
         (16, 2, [16], 1),
         (1, 4, [4096, 4096], 1),
         (16, 2, [256, 128], 2),
-        (16, 2, [4096, 4096], 14),
+        (16, 2, [4096, 4096], 15),
+        (16, 1, [4096, 4096], 15),
     ],
 )
-def test_torch_gets_the_cores_that_readers_leave_as_far_as_the_model_has_work_for_them(
+def test_torch_gets_all_cores_but_one_as_far_as_the_model_has_work_for_them_however_many_readers_there_are(
     config: JobConfig, monkeypatch: pytest.MonkeyPatch, cores: int, readers: int, hidden: list[int], threads: int
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
