@@ -28,8 +28,8 @@ def main() -> None:
         codec = build_codec(config, LabelRule(kind="binary"))
         rows = allocate(1, codec.columns)
         events = codec.decode(Messages.of([0], [0], [None], [MESSAGE]), rows).events
-        join.apply(side, side, events, np.zeros((1, 1), np.float32) if side is Side.FEATURES else None)
-    join.advance(2**40)
+        list(join.apply(side, side, events, np.zeros((1, 1), np.float32) if side is Side.FEATURES else None))
+    list(join.advance(2**40))
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def test_a_key_that_comes_a_million_times_counts_once_and_takes_one_row() -> Non
         label_N=None,
     )
     for _ in range(20):
-        join.apply(Side.FEATURES, 0, events, np.zeros((rows, 1), np.float32))
+        assert list(join.apply(Side.FEATURES, 0, events, np.zeros((rows, 1), np.float32))) == []
     assert join.counts_PO[0, Outcome.DUPLICATE] == 20 * rows - 1
     assert join.waiting_P()[0] == 1
     assert len(join.slabs()) == 1
