@@ -33,7 +33,7 @@ from consumers.record import MESSAGE_ROWS_MAX, Int64s, Messages, Partition, Side
 from consumers.watch import TopicWatch
 
 QUEUE_BYTES_MAX = 2 * SPAN_RAW_BYTES_MAX
-QUEUE_SPANS_MAX = 8
+QUEUE_SPANS_MAX = 32
 END_PROOF_EVERY_S = 1.0
 RECORD_BYTES = 48  # what a record takes beside its key and value
 PAUSE_MS = 100
