@@ -132,7 +132,7 @@ class Training:
         try:
             self.gradients(zeros_BC, zeros_B, zeros_B)
         except Exception as error:  # of any kind: torch's own, and those of the module
-            reason = str(error).split("\n\n")[0]
+            reason = str(error).strip().split("\n")[0]
             raise ConfigError(
                 f"learner.compile = true, but torch.compile fails ({type(error).__name__}: {reason}); it needs a C++ "
                 "compiler (g++, or the one that CXX names) and a module without graph breaks. Or set it to false"

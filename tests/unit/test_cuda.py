@@ -35,13 +35,18 @@ def bad() -> Batch:
 
 
 class Waiting(nn.Module):
-    """Asks the device for a number in every forward, which no graph can do."""
+    """Asks the device for a number in every forward, which no graph can do. Counts its training forwards."""
+
+    forwards: Tensor
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
+        self.register_buffer("forwards", torch.zeros(1))
 
     def forward(self, features_NC: Tensor) -> Tensor:
+        if self.training:
+            self.forwards += 1
         if features_NC[0, 0].isnan().item():
             return self.inner(features_NC) * 0
         return self.inner(features_NC)
@@ -126,6 +131,7 @@ class Pretended:
 
     def __init__(self) -> None:
         self.current = Stream(self)
+        self.captures: list[str] = []
 
 
 class Stream:
@@ -218,6 +224,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Pretended:
     def captured(run: Callable[[], None], what: str) -> Graph:
         graph = Graph(device)
         graph.run = run
+        device.captures.append(what)
         device.current.run()
         run()
         return graph
@@ -279,6 +286,7 @@ def test_a_restored_state_is_captured_anew(device: Pretended) -> None:
     learner.restore(arrays, document)
     for one in (straight, learner):
         one.step(batch(7))
+    assert device.captures == ["the step", "the step"]
     assert digest(learner) == digest(straight)
 
 
