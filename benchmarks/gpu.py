@@ -47,7 +47,7 @@ def measure(job: JobConfig, rows: int, repeat: int) -> dict[str, Any]:
     """Rows/s of the loop and of training alone, taking turns; medians. And what a trace says of the copies."""
     state = State(job, feed.positions(), Learner(job))
     entries = feed.spans(job, WAITING, shuffled=True)
-    while state.trained < rows // 10:  # until rows wait, graphs are captured and kernels compiled
+    while state.trained < 2 * WAITING + rows // 10:  # until slabs are dropped, and all is captured and compiled
         learn(state, next(entries))
     alone, batches = Learner(job), _batches(job)
     _train(alone, batches, BATCHES)
