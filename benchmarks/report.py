@@ -63,7 +63,7 @@ def way_in(results: Results) -> str:
     """`throughput`: ingest and join."""
     header = ["format", "pulled only", "joined", "joined and scored", "naive, joined", "times naive", "floor / aim"]
     names = ("pull_only", "ingest_unscored", "ingest_scored", "naive_ingest", "ingest_ratio")
-    rows = [[name, *(found[key] for key in names), INGEST_WANTED[name]] for name, found in results.items()]
+    rows = [[name, *(found.get(key, "–") for key in names), INGEST_WANTED[name]] for name, found in results.items()]
     return f"{table(header, rows)}\n\n{_counted(results)}\n\n![Rows/s of the way in](images/way-in.svg)"
 
 
