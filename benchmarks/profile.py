@@ -28,6 +28,7 @@ from consumers.record import Span
 from consumers.slabs import SlabTable
 from pipeline.drift.adwin import Adwin
 from pipeline.drift.psi import PSI
+from pipeline.executor import Eager, Training
 from pipeline.learner import Learner
 from pipeline.monitor import Drift, Monitor
 from pipeline.normalise import Standardiser
@@ -58,13 +59,13 @@ def learner_stages(state: State) -> list[Stage]:
     learner = state.learner
     return [
         Stage("score", "forward on arrival", ((learner.scorer, "forward"),), whole=True),
-        Stage("score", "the rest", ((Learner, "score"),)),
-        Stage("score and step", "rows to the block of fixed shape", ((Learner, "_block"),)),
+        Stage("score", "the rest", ((Learner, "score"), (Eager, "score"))),
+        Stage("score and step", "rows to the block of fixed shape", ((Eager, "_block"),)),
         Stage("step", "moments of the standardiser", ((Standardiser, "update"),)),
         Stage("step", "forward and loss", ((learner.module, "forward"), (learner.task, "loss"))),
         Stage("step", "backward", ((torch.Tensor, "backward"),)),
         Stage("step", "optimizer", ((learner.optimizer, "step"),)),
-        Stage("step", "what a refused step needs, norm, modes", ((Learner, "_step"),)),
+        Stage("step", "what a refused step needs, norm, modes", ((Eager, "step"), (Training, "gradients"))),
         Stage("frozen copy", "its scores", ((Learner, "_frozen_scores"),), whole=True),
         Stage("join", "rules for features", ((consumers.join, "apply_features"),)),
         Stage("join", "rules for labels", ((consumers.join, "apply_labels"),)),

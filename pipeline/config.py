@@ -102,6 +102,8 @@ class LearnerConfig(Model):
     learning_rate: float = Field(default=1e-3, gt=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = "auto"  # see `identity.torch_threads`
+    precision: Literal["float32", "bfloat16"] = "float32"  # of products in the module; see `task.outputs_of`
+    compile: bool = False  # forward and loss of the step, by torch.compile; scoring stays as it is published
 
 
 class MonitorConfig(Model):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from consumers.errors import DependencyError
 
@@ -24,6 +25,19 @@ def choose_device(wanted: str) -> torch.device:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     return torch.device("cuda")
+
+
+def generators(device: torch.device) -> dict[str, Tensor]:
+    """The states of torch's generators that a module on `device` may draw from."""
+    cuda = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
+    return {"cpu": torch.get_rng_state(), **cuda}
+
+
+def set_generators(states: dict[str, Tensor], device: torch.device) -> None:
+    """Takes states as `generators` gave them."""
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
 
 
 def keep_freed_memory() -> None:

@@ -18,7 +18,7 @@ from pipeline.models.mlp import mlp
 class Task(Protocol):
     """A model, its loss and its optimizer.
 
-    Shapes: N rows, C feature columns, K outputs; `outputs` is what the module returned.
+    Shapes: N rows, C feature columns, K outputs; `outputs` is what the module returned, as float32.
     `kind` says how scores are measured: "binary" (scores [N], probability of 1), "multiclass"
     (scores [N, K], probabilities) or "regression" (scores [N], the value).
     """
@@ -113,13 +113,29 @@ def total(weights_N: Tensor) -> Tensor:
 class Scorer(nn.Module):
     """Exactly what is scored and published: features float32 [N, C] -> scores [N] or [N, K]."""
 
-    def __init__(self, module: nn.Module, task: Task) -> None:
+    def __init__(self, module: nn.Module, task: Task, precision: str) -> None:
         super().__init__()
         self.module = module
         self._task = task
+        self._precision = precision
 
     def forward(self, features_NC: Tensor) -> Tensor:
-        return self._task.score(self.module(features_NC))
+        return self._task.score(outputs_of(self.module, features_NC, self._precision))
+
+
+def outputs_of(module: nn.Module, features_NC: Tensor, precision: str) -> Tensor:
+    """What the module answers, float32. With "bfloat16" it multiplies matrices in bfloat16 (`torch.autocast`).
+
+    Weights, buffers, loss, score, gradients of weights and optimizer stay float32. Gradients need no scaling
+    (`GradScaler`), as those of float16 do: bfloat16 has the exponents of float32, so none becomes 0 that float32 could
+    hold. Micikevicius et al., "Mixed Precision Training" (2018); Kalamkar et al., "A Study of BFLOAT16" (2019).
+    """
+    if precision == "float32":
+        return module(features_NC)  # type: ignore[no-any-return]
+    # Without the cache of cast weights: each is used once, and a captured graph would keep those of its capture.
+    with torch.autocast(features_NC.device.type, torch.bfloat16, cache_enabled=False):
+        outputs: Tensor = module(features_NC)
+    return outputs.float()
 
 
 BUILT_IN: dict[str, type[Any]] = dict(zip(BUILT_IN_TASKS, (Binary, Multiclass, Regression), strict=True))
@@ -144,7 +160,7 @@ def score_width(task: Task, learner: LearnerConfig) -> int:
 def build_scorer(job: JobConfig) -> Scorer:
     """A new scorer on the CPU, in eval mode, its weights to be loaded into `scorer.module`."""
     task = build_task(job)
-    return Scorer(task.module(), task).eval()
+    return Scorer(task.module(), task, job.learner.precision).eval()
 
 
 def _import(name: str) -> Any:

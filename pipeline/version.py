@@ -20,7 +20,7 @@ from pipeline.store import Manifest
 if TYPE_CHECKING:
     from torch import nn
 
-_CUDA_TOLERANCE = 1e-5
+_CUDA_TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}  # bfloat16 has 8 bits: a sum in another order rounds elsewhere
 _TAG_MAX = 60_000  # characters: what a MySQL store takes; MLflow itself takes 100,000
 _DESCRIPTION_MAX = 4_900  # characters: stores take 5,000, and the version's number is still to come
 _TITLES = {"auc": "AUC", "logloss": "log-loss", "accuracy": "accuracy", "rmse": "RMSE", "mae": "MAE", "r2": "R²"}
@@ -166,7 +166,7 @@ def candidate(owed: bytes, manifest: Manifest) -> Candidate:
         scorer=scorer,
         features_BC=tensors["check.features"].numpy(),
         scores=tensors["check.scores"].numpy(),
-        tolerance=_CUDA_TOLERANCE if on_cuda else 0.0,
+        tolerance=_CUDA_TOLERANCE[job.learner.precision] if on_cuda else 0.0,
         columns=columns_of(job.features),
         tags=tags(manifest),
         description=describe(manifest),

@@ -83,6 +83,8 @@ CLASSES = {
         "learning_rate": IDENTITY,
         "device": FREE,
         "threads": FREE,
+        "precision": IDENTITY,
+        "compile": IDENTITY,
     },
     "monitor": {
         "every": FREE,
