@@ -147,7 +147,7 @@ def quality_plasticity(results: Results) -> str:
     """`quality`: accuracy while the task changes again and again."""
     found = results["plasticity"]
     last = len(found["by_ten_tasks"]) - 1
-    chosen = sorted({0, 1, last // 2, last})
+    chosen = sorted({0, min(1, last), last // 2, last})
     header = [f"tasks {10 * group + 1} to {10 * group + 10}" for group in chosen]
     row = [_share(found["by_ten_tasks"][group]) for group in chosen]
     lost = f"Lost from the first to the last: {100 * found['lost']:.2f} points, 1 at most; {found['seeds']} seeds."

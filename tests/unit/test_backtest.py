@@ -204,7 +204,8 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
             read_table(path)
 
 
-def test_only_the_first_rows_of_a_file_are_read(tmp_path: Path) -> None:
+def test_only_the_first_rows_of_a_file_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.tables._READ_ROWS", 70)
     pq.write_table(stream(500), tmp_path / "s.parquet", row_group_size=100)
     assert read_table(tmp_path / "s.parquet", 230).equals(stream(500).slice(0, 230))
     assert read_table(tmp_path / "s.parquet").num_rows == read_table(tmp_path / "s.parquet", 1000).num_rows == 500
@@ -241,6 +242,13 @@ def test_bad_rows_are_left_out_and_named(tmp_path: Path, capsys: pytest.CaptureF
     out, err = capsys.readouterr()
     assert out.startswith("20 rows, ")
     assert "20 rows are bad and were left out: label 'label': null, not true, false, 0 or 1" in err
+
+
+def test_bad_rows_may_be_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backtest, "Learner", Recorder)
+    labels = pa.array([1] * 10 + [None] * 12_000)  # a job would hold
+    result = backtest_table(*prepare(pa.table({"a": np.zeros(len(labels)), "label": labels}), options()), 1000)
+    assert (result.rows, result.rejected, len(result.reasons)) == (10, 12_000, backtest.REASONS_MAX)
 
 
 def test_a_custom_task_is_measured_as_what_it_is(file: Path) -> None:

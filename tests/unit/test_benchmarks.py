@@ -129,7 +129,8 @@ def test_quality_is_measured_on_the_streams_there_are_and_says_what_it_skipped(
     assert elec2["reached"] == (elec2["metrics"]["accuracy"] >= 0.82)
     assert elec2["metrics"]["accuracy"] > 0.7
     assert "floor" not in bike
-    assert 0 < bike["metrics"]["r2"] < 1, "the time is dropped, the number learned"
+    assert 0 < bike["metrics"]["r2"] < 1
+    assert quality.find_streams(data, ["bike"])["bike"].options["drop"] == ("ts",)
     assert results["rows_per_s"]["median"] == elec2["rows_per_s"]
     first, last = results["plasticity"]["by_ten_tasks"]
     assert results["plasticity"]["lost"] == first - last
@@ -157,3 +158,11 @@ def test_accuracy_of_tens_of_tasks_comes_from_their_own_rows(
     found = json.loads(measured(*arguments, capsys=capsys, monkeypatch=monkeypatch))["plasticity"]
     assert found["by_ten_tasks"] == pytest.approx([0.5, 0.9])
     assert found["reached"], "it got better"
+
+
+def test_the_report_puts_rivals_beside_the_learner() -> None:
+    ours = {"stream": "elec2", "latency": 32, "metrics": {"accuracy": 0.84}, "rows_per_s": 20_000.0}
+    theirs = {**ours, "metrics": {"accuracy": 0.79}, "rows_per_s": 300.0, "rival": "river_forest"}
+    written = report.quality_rivals({"streams": [ours], "rivals": [theirs]})
+    assert written.splitlines()[0].endswith("| Evertrain | river: adaptive random forest |")
+    assert written.splitlines()[-1] == "| elec2 | 32 | accuracy | 0.8400 (20,000/s) | 0.7900 (300/s) |"
