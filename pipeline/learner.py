@@ -25,6 +25,8 @@ class StepReport:
     Both are asked of the device when they are read, and no sooner.
     """
 
+    __slots__ = ("_outcome", "frozen_scores_BS")
+
     def __init__(self, outcome: Outcome, frozen_scores_BS: Float32s | None) -> None:
         self._outcome = outcome
         self.frozen_scores_BS = frozen_scores_BS

@@ -82,9 +82,45 @@ def test_a_refused_step_changes_nothing(way: dict[str, Any]) -> None:
     assert digest(learner) == before
 
 
+class Restless(nn.Module):
+    """Draws random numbers in every training forward, and counts these."""
+
+    forwards: Tensor
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.register_buffer("forwards", torch.zeros(1))
+
+    def forward(self, features_NC: Tensor) -> Tensor:
+        if self.training:
+            self.forwards.add_(1)
+        return nn.functional.dropout(self.inner(features_NC), 0.5, self.training)
+
+
+class RestlessTask(Binary):
+    def module(self) -> nn.Module:
+        return Restless(super().module())
+
+
+RESTLESS = {"task": f"{__name__}:RestlessTask"}
+
+
 @compiles
 def test_compiling_takes_nothing_from_the_state() -> None:
-    assert digest(Learner(small(**COMPILED))) == digest(Learner(small()))
+    assert digest(Learner(small(**COMPILED, **RESTLESS))) == digest(Learner(small(**RESTLESS)))
+
+
+@compiles
+def test_compiled_code_draws_from_the_generator_that_is_part_of_the_state() -> None:
+    straight = trained(Learner(small(**COMPILED, **RESTLESS)), 2)
+    arrays, document = {name: array.copy() for name, array in straight.state().items()}, straight.document()
+    expected, at_the_end = digest(trained(straight)), torch.get_rng_state()
+    torch.compiler.reset()
+    resumed = Learner(small(**COMPILED, **RESTLESS))
+    resumed.restore(arrays, document)
+    assert not torch.get_rng_state().equal(at_the_end)  # it draws
+    assert digest(trained(resumed)) == expected
 
 
 @compiles
