@@ -148,7 +148,9 @@ def main() -> None:
         return
     lines = []
     with tempfile.TemporaryDirectory(prefix="evertrain-bench-") as folder:
-        for model, job in jobs(Path(folder), "cuda", precision=args.precision, compile=args.compile).items():
+        for model, job in jobs(
+            Path(folder), "cuda", precision=args.precision, compile=args.compile, cuda_graphs=True
+        ).items():
             say(model)
             lines.append({"model": model, **measure(job, args.rows, args.repeat)})
     results = {f"{torch.cuda.get_device_name()}, medians of {args.repeat}": lines}

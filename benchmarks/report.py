@@ -1,4 +1,4 @@
-"""Renders results into docs/performance.md, and the plots beside it.
+"""Renders results into docs/performance.md and docs/quality.md, and the plots beside them.
 
 `python -m benchmarks.report FOLDER` takes what the benchmarks printed with `-o json`: FOLDER holds throughput.json,
 latency.json and so on, each named after its benchmark. A table whose results are not there stays as it is.
@@ -16,8 +16,8 @@ from benchmarks.processes import ROOT
 
 Results: TypeAlias = dict[str, Any]
 
-PAGE = ROOT / "docs" / "performance.md"
-IMAGES = ROOT / "docs" / "images"
+DOCS = ROOT / "docs"
+IMAGES = DOCS / "images"
 SHARE_WANTED = {"json": "55 / 75 %", "avro": "60 / 80 %", "protobuf": "60 / 80 %", "arrow": "80 / 92 %"}
 RATIO_WANTED = {"json": "3.5 / 5", "arrow": "4.5 / 6"}
 INGEST_WANTED = {"json": "5 / 8", "avro": "7 / 12", "protobuf": "7 / 12", "packed": "8 / 13", "arrow": "20 / 40"}
@@ -30,6 +30,13 @@ OTHERS = {
     "deep_river_loop": ("deep-river: the MLP, batches of 1,024", "join and learn"),
     "naive": ("the naive loop: the MLP, batches of 1,024", "join and learn"),
     "ours": ("Evertrain: the MLP, batches of 1,024, scored on arrival", "join and learn"),
+}
+
+RIVALS = {
+    "river_forest": "river: adaptive random forest",
+    "river_tree": "river: Hoeffding adaptive tree",
+    "river_logistic": "river: logistic regression",
+    "deep_river_mlp": "deep-river: MLP",
 }
 
 
@@ -56,7 +63,7 @@ def way_in(results: Results) -> str:
     """`throughput`: ingest and join."""
     header = ["format", "pulled only", "joined", "joined and scored", "naive, joined", "times naive", "floor / aim"]
     names = ("pull_only", "ingest_unscored", "ingest_scored", "naive_ingest", "ingest_ratio")
-    rows = [[name, *(found[key] for key in names), INGEST_WANTED[name]] for name, found in results.items()]
+    rows = [[name, *(found.get(key, "–") for key in names), INGEST_WANTED[name]] for name, found in results.items()]
     return f"{table(header, rows)}\n\n{_counted(results)}\n\n![Rows/s of the way in](images/way-in.svg)"
 
 
@@ -118,27 +125,91 @@ def _cell(value: object) -> object:
     return f"{value:,.3g}" if isinstance(value, float) and abs(value) < 1000 else value
 
 
-SECTIONS: dict[str, tuple[str, Callable[[Results], str]]] = {
-    "full loop": ("throughput", full_loop),
-    "way in": ("throughput", way_in),
-    "scaling": ("scaling", plain),
-    "stall": ("recovery", stall),
-    "latency": ("latency", latency),
-    "memory": ("memory", memory),
-    "profile": ("profile", plain),
-    "others": ("others", others),
+def quality_streams(results: Results) -> str:
+    """`quality`: the default learner on each stream, and what it must reach."""
+    header = ["stream", "label latency", "metric", "must reach", "Evertrain", "kappa", "temporal kappa", "rows/s"]
+    rows = []
+    for line in results["streams"]:
+        metrics = line["metrics"]
+        metric = line.get("metric", "accuracy" if "accuracy" in metrics else "r2")
+        kappas = [_share(metrics.get(name)) for name in ("kappa", "kappa_temporal")]
+        reached = f"{_share(metrics[metric])}{'' if line.get('reached', True) else ' (not reached)'}"
+        floor = _share(line.get("floor"))
+        rows.append([line["stream"], line["latency"], metric, floor, reached, *kappas, round(line["rows_per_s"])])
+    counts = sorted({f"{line['rows']:,} rows, medians of {line['seeds']} seeds" for line in results["streams"]})
+    text = f"{table(header, rows)}\n\n`{results['learner']}`; {'; '.join(counts)}."
+    if speed := results.get("rows_per_s"):
+        text += f" Median speed at label latency 32: {speed['median']:,.0f} rows/s, to reach {speed['floor']:,}."
+    return text
+
+
+def quality_plasticity(results: Results) -> str:
+    """`quality`: accuracy while the task changes again and again."""
+    found = results["plasticity"]
+    last = len(found["by_ten_tasks"]) - 1
+    chosen = sorted({0, min(1, last), last // 2, last})
+    header = [f"tasks {10 * group + 1} to {10 * group + 10}" for group in chosen]
+    row = [_share(found["by_ten_tasks"][group]) for group in chosen]
+    lost = f"Lost from the first to the last: {100 * found['lost']:.2f} points, 1 at most; {found['seeds']} seeds."
+    return f"{table(header, [row])}\n\n{lost}"
+
+
+def quality_rivals(results: Results) -> str:
+    """`quality`: what one would take instead, on the same rows."""
+    ours = {(line["stream"], line["latency"]): line for line in results["streams"]}
+    names = list(dict.fromkeys(line["rival"] for line in results["rivals"]))
+    found = {(line["rival"], line["stream"], line["latency"]): line for line in results["rivals"]}
+    rows = []
+    for (stream, latency), line in ours.items():
+        metric = line.get("metric", "accuracy")
+        lines = [line, *(found[name, stream, latency] for name in names)]
+        cells = [f"{_share(each['metrics'][metric])} ({each['rows_per_s']:,.0f}/s)" for each in lines]
+        rows.append([stream, latency, metric, *cells])
+    return table(["stream", "label latency", "metric", "Evertrain", *(RIVALS[name] for name in names)], rows)
+
+
+def quality(results: Results) -> str:
+    """All tables of `quality` whose results are there, and what was skipped."""
+    parts = {"streams": quality_streams, "plasticity": quality_plasticity, "rivals": quality_rivals}
+    texts = [write(results) for key, write in parts.items() if results.get(key)]
+    return "\n\n".join([*texts, *(f"skipped: {line}" for line in results["skipped"])])
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+Sections: TypeAlias = dict[str, tuple[str, str, Callable[[Results], str]]]
+
+PAGES: dict[str, Sections] = {
+    "performance.md": {
+        "full loop": ("throughput", "", full_loop),
+        "way in": ("throughput", "", way_in),
+        "scaling": ("scaling", "", plain),
+        "stall": ("recovery", "", stall),
+        "latency": ("latency", "", latency),
+        "memory": ("memory", "", memory),
+        "profile": ("profile", "", plain),
+        "others": ("others", "", others),
+    },
+    "quality.md": {
+        "streams": ("quality", "streams", quality_streams),
+        "plasticity": ("quality", "plasticity", quality_plasticity),
+        "rivals": ("quality", "rivals", quality_rivals),
+    },
 }
+"""By page and section: the benchmark, what of its results the section needs, and who writes it."""
 
 
-def render(page: str, results: dict[str, Results]) -> str:
+def render(name: str, page: str, results: dict[str, Results]) -> str:
     """The page with what lies between `<!-- begin NAME -->` and `<!-- end -->` replaced. Raises ValueError."""
-    for section, (benchmark, write) in SECTIONS.items():
-        if benchmark not in results:
+    for section, (benchmark, part, write) in PAGES[name].items():
+        if benchmark not in results or (part and not results[benchmark].get(part)):
             continue
         head, begin, rest = page.partition(f"<!-- begin {section} -->\n")
         _, end, tail = rest.partition("<!-- end -->\n")
         if not end:
-            raise ValueError(f"{PAGE.name} has no place for {section!r}")
+            raise ValueError(f"{name} has no place for {section!r}")
         page = f"{head}{begin}{write(results[benchmark])}\n{end}{tail}"
     return page
 
@@ -174,12 +245,13 @@ def plot(results: dict[str, Results]) -> None:
 
 
 def main() -> None:
-    """Rewrites the page and the plots."""
+    """Rewrites the pages and the plots."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("folder", type=Path)
     args = parser.parse_args()
     results = {path.stem: json.loads(path.read_text()) for path in sorted(args.folder.glob("*.json"))}
-    PAGE.write_text(render(PAGE.read_text(), results))
+    for name in PAGES:
+        (DOCS / name).write_text(render(name, (DOCS / name).read_text(), results))
     plot(results)
 
 

@@ -55,7 +55,9 @@ class Arena:
     def __init__(self, descriptor: int, shape: Shape) -> None:
         self.descriptor = descriptor
         self.shape = shape
-        self._memory = memoryview(mmap.mmap(descriptor, shape.slots * shape.slot_bytes))
+        self._slot_bytes, self._rejects_at = shape.slot_bytes, shape.rejects_at
+        self._rows: dict[tuple[int, int], RowArrays] = {}
+        self._memory = memoryview(mmap.mmap(descriptor, shape.slots * self._slot_bytes))
 
     @classmethod
     def create(cls, shape: Shape) -> Arena:
@@ -66,7 +68,9 @@ class Arena:
 
     def rows(self, slot: int, columns: int) -> RowArrays:
         """The rows of a slot, as views: valid until it is given back."""
-        return laid_out(self._slot(slot), self.shape.rows, columns)
+        if (slot, columns) not in self._rows:
+            self._rows[slot, columns] = laid_out(self._slot(slot), self.shape.rows, columns)
+        return self._rows[slot, columns]
 
     def write_rejects(self, slot: int, rejects: pa.RecordBatch) -> int:
         """Writes them behind the rows; returns how many bytes they take, 0 if there are none."""
@@ -87,14 +91,14 @@ class Arena:
 
     def poison(self, slot: int) -> None:
         """Overwrites a slot: tests use it to show that nobody keeps a view of a returned slot."""
-        self._slot(slot)[:] = b"\xff" * self.shape.slot_bytes
+        self._slot(slot)[:] = b"\xff" * self._slot_bytes
 
     def close(self) -> None:
         """Gives up the descriptor; the memory stays mapped while something views it."""
         os.close(self.descriptor)
 
     def _slot(self, slot: int) -> memoryview:
-        return self._memory[slot * self.shape.slot_bytes : (slot + 1) * self.shape.slot_bytes]
+        return self._memory[slot * self._slot_bytes : (slot + 1) * self._slot_bytes]
 
     def _rejects(self, slot: int) -> memoryview:
-        return self._slot(slot)[self.shape.rejects_at :]
+        return self._slot(slot)[self._rejects_at :]

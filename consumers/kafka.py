@@ -19,7 +19,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from consumers.errors import ConfigError, DependencyError, StreamError
-from consumers.librdkafka import Failure, RawConsumer
+from consumers.librdkafka import Failure, HasFileno, RawConsumer
 from consumers.record import Messages, Partition
 
 _TIMEOUT_S = 10.0
@@ -36,7 +36,7 @@ CONSUMER_SETTINGS: Mapping[str, Any] = {
     "fetch.queue.backoff.ms": 20,
     "fetch.wait.max.ms": 50,
     "receive.message.max.bytes": 2**30,
-    "queued.max.messages.kbytes": 16 * 1024,
+    "queued.max.messages.kbytes": 4 * 1024,  # of each partition
 }
 """What Evertrain's promises rest on; the job file cannot change these."""
 
@@ -214,12 +214,15 @@ class Fetcher:
         )
         self._count = 1 if pause_ms else FETCH_MESSAGES
 
-    def fetch(self, timeout_s: float) -> tuple[dict[Partition, Messages], dict[Partition, int]]:
-        """Up to FETCH_MESSAGES messages by partition, and the end offsets reached.
+    def fetch(
+        self, timeout_s: float, partitions: Iterable[Partition] | None = None, wake: Sequence[HasFileno] = ()
+    ) -> tuple[dict[Partition, Messages], dict[Partition, int]]:
+        """Up to FETCH_MESSAGES messages of each of the partitions (all, if none are named), and the ends reached.
 
-        Raises StreamError, OffsetGoneError or UnreadableBatchError: the fetcher is of no use from then on.
+        Waits until there is one, until one of `wake` can be read, or until the time is over. Raises StreamError,
+        OffsetGoneError or UnreadableBatchError: the fetcher is of no use from then on.
         """
-        fetched, failures = self._consumer.consume(self._count, timeout_s)
+        fetched, failures = self._consumer.consume(self._count, timeout_s, partitions, wake)
         ends = {}
         for failure in failures:
             if failure.error.code() == KafkaError._PARTITION_EOF:
@@ -232,13 +235,6 @@ class Fetcher:
             if messages.offset_N[-1] + 1 == high:
                 ends[partition] = high
         return fetched, ends
-
-    def pause(self, partitions: Iterable[Partition]) -> None:
-        """Stops fetching; what librdkafka holds of these partitions is fetched again later."""
-        self._consumer.pause(partitions)
-
-    def resume(self, partitions: Iterable[Partition]) -> None:
-        self._consumer.resume(partitions)
 
     def close(self) -> None:
         self._consumer.close()

@@ -7,9 +7,12 @@ hot goes this way: everything else is asked through confluent-kafka itself.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from ctypes import byref, c_char_p, c_int, c_int32, c_int64, c_size_t, c_ssize_t, c_void_p
-from typing import Any, NamedTuple
+from select import select
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +27,9 @@ from consumers.record import NULL_LENGTH, Blobs, Bytes1, Int64s, Messages, Parti
 _library = ctypes.CDLL(cimpl.__file__, mode=ctypes.RTLD_GLOBAL)  # global: compiled code finds its symbols by name
 _CONSUMER = 1  # rd_kafka_type_t
 _ERROR_TEXT_BYTES = 512
-_LANES_MAX = 4096  # partitions that one batch may hold messages of
-_ERROR, _TOPIC, _PARTITION, _VALUE, _VALUE_BYTES, _KEY, _KEY_BYTES, _OFFSET = range(
-    8
-)  # members of a rd_kafka_message_t, by word
+_ERROR, _TOPIC, _PARTITION, _VALUE, _VALUE_BYTES, _KEY, _KEY_BYTES, _OFFSET = range(8)
+"""Members of a rd_kafka_message_t, by word."""
+_WAKE = (1).to_bytes(8, "little")  # what an eventfd takes
 
 
 def _declare(name: str, result: Any, *arguments: Any) -> Any:
@@ -42,6 +44,9 @@ _conf_destroy = _declare("rd_kafka_conf_destroy", None, c_void_p)
 _new = _declare("rd_kafka_new", c_void_p, c_int, c_void_p, c_char_p, c_size_t)
 _poll_set_consumer = _declare("rd_kafka_poll_set_consumer", c_int, c_void_p)
 _get_queue = _declare("rd_kafka_queue_get_consumer", c_void_p, c_void_p)
+_get_lane = _declare("rd_kafka_queue_get_partition", c_void_p, c_void_p, c_char_p, c_int32)
+_forward = _declare("rd_kafka_queue_forward", None, c_void_p, c_void_p)
+_wake = _declare("rd_kafka_queue_io_event_enable", None, c_void_p, c_int, c_char_p, c_size_t)
 _consume = _declare("rd_kafka_consume_batch_queue", c_ssize_t, c_void_p, c_int, c_void_p, c_size_t)
 _topic_name = _declare("rd_kafka_topic_name", c_char_p, c_void_p)
 _list_new = _declare("rd_kafka_topic_partition_list_new", c_void_p, c_int)
@@ -49,12 +54,17 @@ _list_add = _declare("rd_kafka_topic_partition_list_add", c_void_p, c_void_p, c_
 _list_set = _declare("rd_kafka_topic_partition_list_set_offset", c_int, c_void_p, c_char_p, c_int32, c_int64)
 _list_destroy = _declare("rd_kafka_topic_partition_list_destroy", None, c_void_p)
 _assign = _declare("rd_kafka_assign", c_int, c_void_p, c_void_p)
-_pause = _declare("rd_kafka_pause_partitions", c_int, c_void_p, c_void_p)
-_resume = _declare("rd_kafka_resume_partitions", c_int, c_void_p, c_void_p)
 _watermarks = _declare("rd_kafka_get_watermark_offsets", c_int, c_void_p, c_char_p, c_int32, c_void_p, c_void_p)
 _close = _declare("rd_kafka_consumer_close", c_int, c_void_p)
 _queue_destroy = _declare("rd_kafka_queue_destroy", None, c_void_p)
+_destroy_message = _declare("rd_kafka_message_destroy", None, c_void_p)
 _destroy = _declare("rd_kafka_destroy", None, c_void_p)
+
+
+class HasFileno(Protocol):
+    """What `select` can wait for."""
+
+    def fileno(self) -> int: ...
 
 
 class Failure(NamedTuple):
@@ -67,45 +77,67 @@ class Failure(NamedTuple):
 
 
 class RawConsumer:
-    """A consumer with fixed assignment. Raises KafkaException if librdkafka refuses the settings.
+    """A consumer with fixed assignment and a queue for each partition. Raises KafkaException if librdkafka refuses.
+
+    A partition whose messages are not taken fills its own queue (`queued.max.messages.kbytes`), is then fetched no
+    further, and keeps what it has: a pause would throw that away.
 
     Args:
         settings: as confluent-kafka takes them, without callbacks.
         starts: partitions, with the offset to begin at.
-        batch: at most so many messages are taken at once.
+        batch: at most so many messages of a partition are taken at once.
     """
 
     def __init__(self, settings: Mapping[str, Any], starts: Mapping[Partition, int], *, batch: int) -> None:
         self._handle = _new_handle(settings)
         _poll_set_consumer(self._handle)
-        self._queue = _get_queue(self._handle)
         self._pointers = np.zeros(batch, np.uint64)
-        self._lane_N = np.zeros(batch, np.int64)
-        self._lanes = Lanes.room()
-        self._on_list(_assign, starts)
+        self._awake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._general = _get_queue(self._handle)  # errors that are about no partition
+        self._lanes = {p: _get_lane(self._handle, p.topic.encode(), p.number) for p in starts}
+        for lane in self._lanes.values():
+            _forward(lane, None)
+        for queue in (self._general, *self._lanes.values()):
+            _wake(queue, self._awake, _WAKE, len(_WAKE))
+        self._assign(starts)
 
-    def consume(self, count: int, timeout_s: float) -> tuple[dict[Partition, Messages], list[Failure]]:
-        """Up to `count` messages, by partition; waits until there are so many or the time is over."""
-        count = min(count, len(self._pointers))
-        found = max(_consume(self._queue, int(timeout_s * 1000), self._pointers.ctypes.data, count), 0)
-        if not found:
-            return {}, []
-        pointers_N, lane_N = self._pointers[:found], self._lane_N[:found]
-        lanes, size = _measure(pointers_N, lane_N, self._lanes)
-        topics = [_name(int(topic)) for topic in self._lanes.topic_L[:lanes]]
-        raw = Raw.room(found, size)
-        _copy(pointers_N[np.argsort(lane_N, kind="stable")], np.zeros(1, np.int32), raw)
-        fetched: dict[Partition, Messages] = {}
-        failures: list[Failure] = []
-        stops_L = np.cumsum(self._lanes.count_L[:lanes]).tolist()
-        for topic, number, start, stop in zip(
-            topics, self._lanes.partition_L[:lanes].tolist(), [0, *stops_L], stops_L, strict=False
-        ):
-            messages, failed = _part(raw, start, stop)
-            if len(messages):
-                fetched[Partition(topic, number)] = messages
-            failures += [Failure(topic, number, offset, error) for offset, error in failed]
+    def consume(
+        self,
+        count: int,
+        timeout_s: float,
+        partitions: Iterable[Partition] | None = None,
+        wake: Sequence[HasFileno] = (),
+    ) -> tuple[dict[Partition, Messages], list[Failure]]:
+        """Up to `count` messages of each of the partitions (all of them, if none are named).
+
+        Waits until there is one, until one of `wake` can be read, or until the time is over.
+        """
+        wanted = self._lanes if partitions is None else partitions
+        fetched, failures = self._take_all(count, wanted)
+        if not fetched and not failures and timeout_s:
+            readable: list[int | HasFileno] = [self._awake, *wake]
+            select(readable, [], [], timeout_s)
+            with suppress(BlockingIOError):
+                os.eventfd_read(self._awake)
+            fetched, failures = self._take_all(count, wanted)
         return fetched, failures
+
+    def _take_all(self, count: int, partitions: Iterable[Partition]) -> tuple[dict[Partition, Messages], list[Failure]]:
+        failures = [_failure(int(message)) for message in self._pop(self._general, count)]
+        fetched: dict[Partition, Messages] = {}
+        for partition in partitions:
+            pointers_N = self._pop(self._lanes[partition], count)
+            if len(pointers_N):
+                messages, failed = _copied(pointers_N)
+                failures += [Failure(partition.topic, partition.number, offset, error) for offset, error in failed]
+                if len(messages):
+                    fetched[partition] = messages
+        return fetched, failures
+
+    def _pop(self, queue: int, count: int) -> npt.NDArray[np.uint64]:
+        """Pointers to what is at the head of a queue, valid until the next call; the caller destroys the messages."""
+        count = min(count, len(self._pointers))
+        return self._pointers[: max(_consume(queue, 0, self._pointers.ctypes.data, count), 0)]
 
     def high_watermark(self, partition: Partition) -> int:
         """The end of a partition as the newest answer to a fetch had it."""
@@ -113,28 +145,20 @@ class RawConsumer:
         _watermarks(self._handle, partition.topic.encode(), partition.number, byref(low), byref(high))
         return high.value
 
-    def pause(self, partitions: Iterable[Partition]) -> None:
-        """Stops fetching; what librdkafka holds of these partitions is fetched again later."""
-        self._on_list(_pause, dict.fromkeys(partitions))
-
-    def resume(self, partitions: Iterable[Partition]) -> None:
-        self._on_list(_resume, dict.fromkeys(partitions))
-
     def close(self) -> None:
         """Leaves the brokers. The consumer is of no use from then on."""
-        _queue_destroy(self._queue)
+        for queue in (self._general, *self._lanes.values()):
+            _queue_destroy(queue)
         _close(self._handle)
         _destroy(self._handle)
+        os.close(self._awake)
 
-    def _on_list(self, call: Any, partitions: Mapping[Partition, int | None]) -> None:
-        if not partitions:
-            return
-        found = _list_new(len(partitions))
-        for partition, offset in partitions.items():
+    def _assign(self, starts: Mapping[Partition, int]) -> None:
+        found = _list_new(len(starts))
+        for partition, offset in starts.items():
             _list_add(found, partition.topic.encode(), partition.number)
-            if offset is not None:
-                _list_set(found, partition.topic.encode(), partition.number, offset)
-        error = call(self._handle, found)
+            _list_set(found, partition.topic.encode(), partition.number, offset)
+        error = _assign(self._handle, found)
         _list_destroy(found)
         if error:
             raise KafkaException(KafkaError(error))
@@ -154,26 +178,35 @@ def _new_handle(settings: Mapping[str, Any]) -> int:
     return handle
 
 
-def _name(topic: int) -> str:
-    name: bytes = _topic_name(topic) if topic else b""
-    return name.decode()
+def _failure(message: int) -> Failure:
+    """What came in place of a message; gives it back to librdkafka."""
+    words = (c_int64 * 8).from_address(message)
+    text = ctypes.string_at(words[_VALUE], words[_VALUE_BYTES]) if words[_VALUE] else b""
+    name = _topic_name(words[_TOPIC]) if words[_TOPIC] else b""
+    error = KafkaError(c_int32(words[_ERROR]).value, text.decode())
+    failure = Failure(name.decode(), c_int32(words[_PARTITION]).value, words[_OFFSET], error)
+    _destroy_message(message)
+    return failure
 
 
-class Lanes(NamedTuple):
-    """The partitions that a batch holds messages of, in the order of their first one: room for L."""
-
-    topic_L: npt.NDArray[np.uint64]  # rd_kafka_topic_t *
-    partition_L: npt.NDArray[np.int32]
-    count_L: Int64s
-
-    @classmethod
-    def room(cls) -> Lanes:
-        """For as many as one batch may hold."""
-        return cls(np.zeros(_LANES_MAX, np.uint64), np.zeros(_LANES_MAX, np.int32), np.zeros(_LANES_MAX, np.int64))
+def _copied(pointers_N: npt.NDArray[np.uint64]) -> tuple[Messages, list[tuple[int, KafkaError]]]:
+    """The messages of one partition, and offset and error of what came in place of one. librdkafka gets all back."""
+    raw = Raw.room(len(pointers_N), _measure(pointers_N))
+    _copy(pointers_N, np.zeros(1, np.int32), raw)
+    keys = Blobs(raw.data, raw.key_start_N, raw.key_length_N)
+    values = Blobs(raw.data, raw.value_start_N, raw.value_length_N)
+    messages = Messages(raw.offset_N, raw.timestamp_N, keys, values)
+    if not raw.error_N.any():
+        return messages, []
+    failed = [
+        (int(raw.offset_N[at]), KafkaError(int(raw.error_N[at]), (values.at(at) or b"").decode()))
+        for at in np.flatnonzero(raw.error_N).tolist()
+    ]
+    return messages.take(np.flatnonzero(raw.error_N == 0)), failed
 
 
 class Raw(NamedTuple):
-    """A batch of N messages, lane by lane; an error's text is its value."""
+    """A batch of N messages; an error's text is its value."""
 
     offset_N: Int64s
     timestamp_N: Int64s
@@ -189,22 +222,6 @@ class Raw(NamedTuple):
         """For so many messages, with so many bytes of keys and values."""
         a, b, c, d, e, f = np.empty((6, messages), np.int64)
         return cls(a, b, c, d, e, f, np.empty(messages, np.int32), np.empty(size, np.uint8))
-
-
-def _part(raw: Raw, start: int, stop: int) -> tuple[Messages, list[tuple[int, KafkaError]]]:
-    """The messages of one lane, and what came in place of messages: offsets and errors."""
-    lane = slice(start, stop)
-    keys = Blobs(raw.data, raw.key_start_N[lane], raw.key_length_N[lane])
-    values = Blobs(raw.data, raw.value_start_N[lane], raw.value_length_N[lane])
-    messages = Messages(raw.offset_N[lane], raw.timestamp_N[lane], keys, values)
-    if not raw.error_N[lane].any():
-        return messages, []
-    failed = [
-        (int(messages.offset_N[at]), KafkaError(int(raw.error_N[start + at]), (values.at(at) or b"").decode()))
-        for at in np.flatnonzero(raw.error_N[lane]).tolist()
-    ]
-    good_N = np.flatnonzero(raw.error_N[lane] == 0)
-    return messages.take(good_N), failed
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -240,24 +257,14 @@ _message_destroy = _external("rd_kafka_message_destroy", types.void, types.uint6
 
 
 @njit_cached
-def _measure(pointers_N: npt.NDArray[np.uint64], lane_N: Int64s, lanes: Lanes) -> tuple[int, int]:
-    """Finds the lane of each message, and how many there are in each; returns the number of lanes and of bytes."""
-    known, size, last = 0, 0, 0
+def _measure(pointers_N: npt.NDArray[np.uint64]) -> int:
+    """The bytes of all keys and values."""
+    size = 0
     for index in range(len(pointers_N)):
         pointer = pointers_N[index]
-        topic, partition = np.uint64(_member(pointer, _TOPIC)), np.int32(_member(pointer, _PARTITION) & 0xFFFFFFFF)
-        if not (known and lanes.topic_L[last] == topic and lanes.partition_L[last] == partition):
-            last = 0
-            while last < known and not (lanes.topic_L[last] == topic and lanes.partition_L[last] == partition):
-                last += 1
-            if last == known:
-                lanes.topic_L[last], lanes.partition_L[last], lanes.count_L[last] = topic, partition, 0
-                known += 1
-        lane_N[index] = last
-        lanes.count_L[last] += 1
         size += _member(pointer, _KEY_BYTES) * (_member(pointer, _KEY) != 0)
         size += _member(pointer, _VALUE_BYTES) * (_member(pointer, _VALUE) != 0)
-    return known, size
+    return size
 
 
 @njit_cached
@@ -296,5 +303,5 @@ def _append(data: Bytes1, end: int, address: int, length: int) -> tuple[int, int
 def compile_loops() -> None:
     """Compiles what `RawConsumer.consume` runs, by running it on no message at all."""
     none = np.zeros(0, np.uint64)
-    _measure(none, np.zeros(0, np.int64), Lanes.room())
+    _measure(none)
     _copy(none, np.zeros(1, np.int32), Raw.room(0, 0))

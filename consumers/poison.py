@@ -109,7 +109,7 @@ class Search:
                 for kind, *rest in process.messages(0.05):
                     if kind == "span":
                         reached = rest[0].stop
-                        process.tell(("free", 0, rest[0].slot))
+                        process.tell(("free", [(0, rest[0].slot)]))
                     elif kind == "unreadable":
                         reason = rest[1]
                     elif kind == "failed":

@@ -2,7 +2,7 @@
 
 It owns nothing that matters: whatever it holds can be fetched again. It ends when its pipe does.
 
-Messages from the learner: ("free", partition index, slot) and ("bound", {partition: offset}).
+Messages from the learner: ("free", [(partition index, slot), ...]) and ("bound", {partition: offset}).
 Messages to the learner: ("span", ...), ("end", partition index, monotonic time), ("done", partition index),
 ("lag", records not yet cut), ("hold", what is wrong outside, or nothing), ("added", a partition of its topics that it
 does not read, its first offset), ("unreadable", partition, reason, whether it may pass) and ("failed", error).
@@ -32,8 +32,11 @@ from consumers.kafka import CONSUMER_SETTINGS, Cluster, Fetcher, OffsetGoneError
 from consumers.record import MESSAGE_ROWS_MAX, Int64s, Messages, Partition, Side
 from consumers.watch import TopicWatch
 
-QUEUE_BYTES_MAX = 2 * SPAN_RAW_BYTES_MAX
-QUEUE_SPANS_MAX = 32
+HELD_BYTES_MAX = 2 * SPAN_RAW_BYTES_MAX
+QUEUE_SPANS_MAX = 2
+NICENESS = 5
+"""The learner goes first: a reader that is behind gets the time in which the learner waits for it."""
+FETCH_WAIT_S = 0.01
 END_PROOF_EVERY_S = 1.0
 RECORD_BYTES = 48  # what a record takes beside its key and value
 PAUSE_MS = 100
@@ -108,13 +111,13 @@ class Reader:
         slots = job.stream.slots
         self._free = [list(range(i * slots, (i + 1) * slots)) for i in range(len(self._cutters))]
         self._columns = [job.features.columns * (job.sides[p.topic] is Side.FEATURES) for p in job.starts]
-        self._paused: set[int] = set()
         self._done: set[int] = set()
         self._waiting_since: dict[int, float] = {}  # part-filled spans at their partition's end
         self._cluster = Cluster(job.settings)
         self._watch = TopicWatch(self._cluster, job.topic_ids, set(job.starts))
-        below = {p: start for p, start in job.starts.items() if start < job.bounds.get(p, start + 1)}
-        self._fetcher = Fetcher(job.settings, job.group, below, pause_ms=job.pause_ms)
+        self._reading = [cutter for cutter in self._cutters if not cutter.done]
+        starts = {cutter.partition: cutter.next for cutter in self._reading}
+        self._fetcher = Fetcher(job.settings, job.group, starts, pause_ms=job.pause_ms)
         self._held: deque[tuple[float, dict[Partition, Messages], dict[Partition, int]]] = deque()
         self._held_bytes = 0
         self._announced: set[Partition] = set()
@@ -133,7 +136,6 @@ class Reader:
         self._release()
         for index in range(len(self._cutters)):
             self._publish(index)
-        self._balance()
         now = time.monotonic()
         if now - self._proved_at > END_PROOF_EVERY_S:
             self._proved_at = now
@@ -144,7 +146,8 @@ class Reader:
             while self._pipe.poll():
                 kind, *rest = self._pipe.recv()
                 if kind == "free":
-                    self._free[rest[0]].append(rest[1])
+                    for index, slot in rest[0]:
+                        self._free[index].append(slot)
                 else:
                     for cutter in self._cutters:
                         cutter.bound = rest[0][cutter.partition]
@@ -164,11 +167,10 @@ class Reader:
         return bool(self._watch.missing) or not was_missing
 
     def _fetch(self) -> None:
-        if self._held_bytes >= QUEUE_BYTES_MAX:
-            time.sleep(0.002)  # librdkafka's own queues are bounded, too
-            return
+        full = self._held_bytes >= HELD_BYTES_MAX
+        room = [] if full else [cutter.partition for cutter in self._reading if self._has_room(cutter)]
         try:
-            fetched, ends = self._fetcher.fetch(0.01)
+            fetched, ends = self._fetcher.fetch(FETCH_WAIT_S, room, [self._pipe])
         except OffsetGoneError as error:
             raise self._gone(self._cutters[self._index[error.partition]]) from None
         if fetched or ends:
@@ -272,16 +274,9 @@ class Reader:
             )
         return UnexplainedError(f"{partition}@{expected}: Kafka refused an offset between {start} and {end}")
 
-    def _balance(self) -> None:
-        """Pauses partitions whose queue is full and resumes them at half."""
-        for index, cutter in enumerate(self._cutters):
-            fill = max(len(cutter) / (QUEUE_SPANS_MAX * self._job.stream.span), cutter.bytes / QUEUE_BYTES_MAX)
-            if index in self._paused and fill <= 0.5:
-                self._paused.discard(index)
-                self._fetcher.resume([cutter.partition])
-            elif index not in self._paused and fill >= 1:
-                self._paused.add(index)
-                self._fetcher.pause([cutter.partition])
+    def _has_room(self, cutter: Cutter) -> bool:
+        """Whether a partition's queue may grow: what is not taken stays in librdkafka's."""
+        return len(cutter) < QUEUE_SPANS_MAX * self._job.stream.span and cutter.bytes < SPAN_RAW_BYTES_MAX
 
 
 class UnexplainedError(Exception):
@@ -293,10 +288,10 @@ def _limit_memory(job: ReaderJob) -> None:
 
     The limit is over what is mapped now. It counts private memory, thread stacks included, but not the arena.
     """
-    queues = 2 * QUEUE_BYTES_MAX + int(CONSUMER_SETTINGS["queued.max.messages.kbytes"]) * 1024
+    queues = 2 * SPAN_RAW_BYTES_MAX + int(CONSUMER_SETTINGS["queued.max.messages.kbytes"]) * 1024
     with open("/proc/self/statm") as statm:
         mapped = int(statm.read().split()[5]) * resource.getpagesize()
-    limit = mapped + job.stream.reader_memory + queues * len(job.starts)
+    limit = mapped + job.stream.reader_memory + HELD_BYTES_MAX + queues * len(job.starts)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
@@ -315,6 +310,7 @@ def _check_gap(cutter: Cutter, offset_N: Int64s) -> None:
 
 def main() -> None:
     """Runs a reader over the two inherited descriptors."""
+    os.nice(NICENESS)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     code = DIED

@@ -6,14 +6,13 @@ import time
 from types import TracebackType
 from typing import Self
 
-from consumers.cutter import SPAN_RAW_BYTES_MAX, span_of
+from consumers.cutter import span_of
 from consumers.errors import DependencyError, StreamError
 from consumers.kafka import Fetcher, UnreadableBatchError
 from consumers.reader import ReaderJob
 from consumers.record import Partition, Span
 
 PATIENCE_S = 60.0
-QUEUE_BYTES_MAX = 2 * SPAN_RAW_BYTES_MAX
 
 
 class Recall:
@@ -43,7 +42,7 @@ class Recall:
         while cutter.expected < stop and (cutter.end is None or cutter.end < stop):
             if partition in self._unreadable:
                 raise StreamError(f"{partition}@{cutter.expected}: unreadable now ({self._unreadable[partition]})")
-            if self._fetch():
+            if self._fetch(partition):
                 deadline = time.monotonic() + PATIENCE_S
             elif time.monotonic() > deadline:
                 raise DependencyError(f"{partition}@{cutter.expected}: no answer within {PATIENCE_S:.0f} s; try again")
@@ -57,24 +56,19 @@ class Recall:
         self._fetcher = self._fetch_from_here()
 
     def _fetch_from_here(self) -> Fetcher:
-        self._paused: set[Partition] = set()
         starts = {p: cutter.expected for p, cutter in self._cutters.items() if p not in self._unreadable}
         return Fetcher(self._job.settings, self._job.group, starts, pause_ms=self._job.pause_ms)
 
-    def _fetch(self) -> bool:
+    def _fetch(self, partition: Partition) -> bool:
         try:
-            fetched, ends = self._fetcher.fetch(0.2)
+            fetched, ends = self._fetcher.fetch(0.2, [partition])
         except UnreadableBatchError as error:  # the ledger may know, and skip it
             self._unreadable[error.partition] = str(error)
             self._fetcher.close()
             self._fetcher = self._fetch_from_here()
             return True
-        for partition, messages in fetched.items():
+        for messages in fetched.values():
             self._cutters[partition].extend(messages)
-        for partition, offset in ends.items():
+        for offset in ends.values():
             self._cutters[partition].ended(offset)
-        full = {partition for partition, cutter in self._cutters.items() if cutter.bytes > QUEUE_BYTES_MAX}
-        self._fetcher.pause(full - self._paused)
-        self._fetcher.resume(self._paused - full)
-        self._paused = full
         return bool(fetched or ends)

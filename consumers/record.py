@@ -193,6 +193,19 @@ class Events:
     def __len__(self) -> int:
         return len(self.event_time_N)
 
+    def part(self, start: int, stop: int) -> Events:
+        """Rows `[start, stop)` of these, as views."""
+        return Events(
+            key_N2=self.key_N2[start:stop],
+            event_time_N=self.event_time_N[start:stop],
+            offset_N=self.offset_N[start:stop],
+            row_N=self.row_N[start:stop],
+            kind_N=self.kind_N[start:stop],
+            features_NC=self.features_NC[start:stop],
+            weight_N=self.weight_N[start:stop],
+            label_N=None if self.label_N is None else self.label_N[start:stop],
+        )
+
     @classmethod
     def none(cls, columns: int, *, labelled: bool) -> Events:
         """No rows, with C feature columns: 0 for a label topic, which is always labelled."""

@@ -123,6 +123,8 @@ class KafkaSource:
                 for feed in self._feeds():
                     feed.taken(entry)
             elif isinstance(entry, Wait):
+                for feed in self._feeds():
+                    feed.give_back()
                 wait([feed.process.pipe for feed in self._feeds()], LOOK_UP_S)
 
     def _start(self, positions: Mapping[Partition, Position]) -> Planner:

@@ -21,6 +21,7 @@ from consumers.record import Added, Lost, Partition, Side, Span
 
 END_BELIEVED_S = 3.0
 END_S = 2.0
+FREED_MAX = 4
 
 
 class ReaderProcess:
@@ -105,6 +106,7 @@ class Feed:
         self._partial = partial
         self._partitions = list(job.starts)
         self._index = {partition: index for index, partition in enumerate(self._partitions)}
+        self._freed: list[tuple[int, int]] = []
         self._slots: dict[Partition, deque[tuple[int, int]]] = {p: deque() for p in self._partitions}
 
     def receive(self) -> bool:
@@ -121,10 +123,18 @@ class Feed:
         return "" if self.unreadable else self.process.death()
 
     def taken(self, span: Span | Lost) -> None:
-        """Gives the span's slot back, if it was offered here."""
+        """Gives the span's slot back, if it was offered here; some at a time: each message wakes the reader."""
         slots = self._slots.get(span.partition)
         if slots and slots[0][0] == span.start:
-            self.process.tell(("free", self._index[span.partition], slots.popleft()[1]))
+            self._freed.append((self._index[span.partition], slots.popleft()[1]))
+            if len(self._freed) >= FREED_MAX:
+                self.give_back()
+
+    def give_back(self) -> None:
+        """Gives back the slots of all spans that were taken."""
+        if self._freed:
+            self.process.tell(("free", self._freed))
+            self._freed = []
 
     def _take(self, kind: str, *rest: Any) -> None:
         if kind == "span":

@@ -104,6 +104,7 @@ class LearnerConfig(Model):
     threads: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = "auto"  # see `identity.torch_threads`
     precision: Literal["float32", "bfloat16"] = "float32"  # of products in the module; see `task.outputs_of`
     compile: bool = False  # forward and loss of the step, by torch.compile; scoring stays as it is published
+    cuda_graphs: bool = False  # on CUDA: see `pipeline.cuda`; on a CPU it changes nothing
 
 
 class MonitorConfig(Model):

@@ -58,7 +58,7 @@ class Learner:
         training = Training(self.module, self.task, self.optimizer, job.learner)
         if job.learner.compile:
             training.compile(self.batch_size, job.features.columns, self.device)
-        run_by = Graphed if self.device.type == "cuda" else Eager
+        run_by = Graphed if self.device.type == "cuda" and job.learner.cuda_graphs else Eager
         self._executor: Executor = run_by(training, self.batch_size, job.features.columns, self.device)
 
     def score(self, features_NC: Float32s) -> Float32s:

@@ -1,9 +1,9 @@
-"""How good scores were: log-loss, AUC, accuracy, or MAE, RMSE and R²; of all rows and of the newest."""
+"""How good scores were: of classes log-loss, AUC, accuracy, kappa and calibration, of values MAE, RMSE and R²."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,13 +22,40 @@ AUC_BINS = 4096
 LOGLOSS_CLIP = 1e-7
 """Probabilities are clipped to [1e-7, 1 - 1e-7] in the log-loss (not in AUC or accuracy)."""
 
+CALIBRATION_BINS = 15
+
 _HALF = AUC_BINS // 2
 _OCTAVE_BITS = 7  # of the mantissa: 128 bins between a probability and its double
 _FIRST_BIN = (126 << _OCTAVE_BITS) - _HALF  # so that the last bin below the middle ends at 0.5
 
-_WEIGHT, _LOGLOSS, _CORRECT = 0, 1, 2  # slots of `sums`, binary and multiclass
-_ABSOLUTE, _SQUARED, _MEAN, _M2 = 1, 2, 3, 4  # slots of `sums`, regression
+_WEIGHT, _LOGLOSS, _CORRECT, _UNCHANGED, _LAST = range(5)  # slots of `sums_5`, binary and multiclass
+_ABSOLUTE, _SQUARED, _MEAN, _M2 = 1, 2, 3, 4  # slots of `sums_5`, regression
+_LABELS, _CHOICES = 0, 1  # rows of `marginals_2K`
+_CONFIDENCE, _HITS = 1, 2  # rows of `calibration_3D`, after _WEIGHT
 _ROWS, _UNMEASURED = 0, 1  # slots of `counts`
+
+
+class Totals(NamedTuple):
+    """What the metrics are made of, weighted. K classes, two of them if binary, and none of a regression.
+
+    The classifier that says the class of the row before is right in rows of weight `sums_5[_UNCHANGED]`.
+    """
+
+    sums_5: Float64s
+    histogram_K2H: Float64s  # of scores, apart by whether the row is of the class
+    marginals_2K: Float64s  # rows of each class, and rows that the score gives to it
+    calibration_3D: Float64s  # by confidence: rows, their confidence, and those of them that were right
+
+    @classmethod
+    def empty(cls, kind: int, width: int) -> Totals:
+        """Of no rows."""
+        sums_5 = np.zeros(5)
+        if kind == _REGRESSION:
+            return cls(sums_5, np.zeros((0, 2, AUC_BINS)), np.zeros((2, 0)), np.zeros((3, 0)))
+        sums_5[_LAST] = -1  # no class
+        return cls(
+            sums_5, np.zeros((width, 2, AUC_BINS)), np.zeros((2, max(width, 2))), np.zeros((3, CALIBRATION_BINS))
+        )
 
 
 class Quality:
@@ -37,8 +64,16 @@ class Quality:
     AUC comes from score histograms per class with a fixed 4,096 bins. So that rare classes keep their
     resolution there are 128 bins for each doubling of p from 2^-17 to 0.5, and likewise of 1 - p above it;
     scores in one bin are ties, which count half. Multiclass AUC is the mean over the classes that occur in
-    some rows and not in all (macro, one against the rest). A row whose score is not finite, or whose label is
-    none of the task's, is not measured but counted.
+    some rows and not in all (macro, one against the rest).
+
+    kappa is the accuracy's lead over chance, as a share of the largest possible one: Cohen, "A Coefficient of Agreement
+    for Nominal Scales" (1960). kappa_temporal is that over the classifier that repeats the class of the row before:
+    Bifet et al., "Pitfalls in Benchmarking Data Stream Classification and How to Avoid Them" (2013). calibration_error
+    is the mean distance of confidence and accuracy over 15 equal bins of confidence: the probability of class 1 (Naeini
+    et al., "Obtaining Well Calibrated Probabilities Using Bayesian Binning", 2015), or that of the likeliest of many
+    classes (Guo et al., "On Calibration of Modern Neural Networks", 2017).
+
+    A row whose score is not finite, or whose label is none of the task's, is not measured but counted.
     """
 
     def __init__(self, kind: str, classes: int, window: int) -> None:
@@ -47,8 +82,7 @@ class Quality:
             raise ConfigError(f"the task's kind {kind!r} cannot be measured; allowed are {', '.join(KINDS)}")
         self._kind = KINDS.index(kind)
         self.width = classes if kind == "multiclass" else 1
-        self._sums = np.zeros(5)
-        self._histogram_K2H = self._empty_histogram()
+        self._totals = Totals.empty(self._kind, self.width)
         self._counts = np.zeros(2, np.int64)
         self._ring_scores_WS = np.zeros((window, self.width), np.float32)
         self._ring_labels_W = np.zeros(window, np.float32)
@@ -76,35 +110,30 @@ class Quality:
                 f"scores {scores_BS.shape}, labels ({rows},), weights {weights_B.shape}: "
                 f"expected scores of width {self.width} and equal lengths"
             )
-        ring = (self._ring_scores_WS, self._ring_labels_W, self._ring_weights_W)
-        _accumulate(self._kind, scores_BS, labels_B, weights_B, self._sums, self._histogram_K2H, self._counts, *ring)
+        _accumulate(self._kind, scores_BS, labels_B, weights_B, self._totals, self._counts, *self._ring())
 
     def metrics(self) -> dict[str, float]:
         """Every metric that is defined by the rows so far, hence never NaN.
 
-        Binary and multiclass: logloss, auc, accuracy; regression: mae, rmse, r2. Those of the last `window`
-        rows end with `_recent`.
+        Binary and multiclass: logloss, auc, accuracy, kappa, kappa_temporal, calibration_error; regression: mae, rmse,
+        r2. Those of the last `window` rows end with `_recent`.
         """
-        metrics = self._metrics(self._sums, self._histogram_K2H)
-        filled = min(self.rows, len(self._ring_labels_W))
-        if filled:
-            sums, histogram_K2H = np.zeros_like(self._sums), self._empty_histogram()
-            window = (
-                self._ring_scores_WS[:filled],
-                self._ring_labels_W[:filled],
-                self._ring_weights_W[:filled],
-            )
-            no_ring = (self._ring_scores_WS[:0], self._ring_labels_W[:0], self._ring_weights_W[:0])
-            _accumulate(self._kind, *window, sums, histogram_K2H, np.zeros(2, np.int64), *no_ring)
-            recent = self._metrics(sums, histogram_K2H)
-            metrics |= {f"{name}_recent": value for name, value in recent.items()}
+        metrics, window = self._metrics(self._totals), len(self._ring_labels_W)
+        if window and self.rows:
+            recent, no_counts = Totals.empty(self._kind, self.width), np.zeros(2, np.int64)
+            oldest = self.rows % window if self.rows > window else 0
+            for rows in (slice(oldest, min(self.rows, window)), slice(0, oldest)):
+                _accumulate(self._kind, *self._ring(rows), recent, no_counts, *self._ring(slice(0)))
+            metrics |= {f"{name}_recent": value for name, value in self._metrics(recent).items()}
         return metrics
 
     def state(self) -> Arrays:
         """Everything, as views that are valid until the next update."""
         return {
-            "sums": self._sums,
-            "histogram": self._histogram_K2H,
+            "sums": self._totals.sums_5,
+            "histogram": self._totals.histogram_K2H,
+            "marginals": self._totals.marginals_2K,
+            "calibration": self._totals.calibration_3D,
             "counts": self._counts,
             "ring_scores": self._ring_scores_WS,
             "ring_labels": self._ring_labels_W,
@@ -115,23 +144,35 @@ class Quality:
         """Copies a `state`. Raises SnapshotError if it was made with another configuration."""
         fill(self.state(), state)
 
-    def _empty_histogram(self) -> Float64s:
-        return np.zeros((0 if self._kind == _REGRESSION else self.width, 2, AUC_BINS))
+    def _ring(self, rows: slice = slice(None)) -> tuple[Float32s, Float32s, Float32s]:
+        """Scores, labels and weights of the newest rows; row n of all is in place n mod `window`."""
+        return self._ring_scores_WS[rows], self._ring_labels_W[rows], self._ring_weights_W[rows]
 
-    def _metrics(self, sums: Float64s, histogram_K2H: Float64s) -> dict[str, float]:
-        weight = float(sums[_WEIGHT])
+    def _metrics(self, totals: Totals) -> dict[str, float]:
+        sums_5 = totals.sums_5
+        weight = float(sums_5[_WEIGHT])
         if not weight:
             return {}
         if self._kind == _REGRESSION:
             metrics = {
-                "mae": float(sums[_ABSOLUTE]) / weight,
-                "rmse": float(np.sqrt(sums[_SQUARED] / weight)),
+                "mae": float(sums_5[_ABSOLUTE]) / weight,
+                "rmse": float(np.sqrt(sums_5[_SQUARED] / weight)),
             }
-            if sums[_M2] > 0:
-                metrics["r2"] = 1 - float(sums[_SQUARED] / sums[_M2])
+            if sums_5[_M2] > 0:
+                metrics["r2"] = 1 - float(sums_5[_SQUARED] / sums_5[_M2])
             return metrics
-        metrics = {"logloss": float(sums[_LOGLOSS]) / weight, "accuracy": float(sums[_CORRECT]) / weight}
-        aucs = [auc for auc in map(_auc, histogram_K2H) if auc is not None]
+        accuracy = float(sums_5[_CORRECT]) / weight
+        confidence_D, hits_D = totals.calibration_3D[_CONFIDENCE], totals.calibration_3D[_HITS]
+        metrics = {
+            "logloss": float(sums_5[_LOGLOSS]) / weight,
+            "accuracy": accuracy,
+            "calibration_error": float(np.abs(confidence_D - hits_D).sum()) / weight,
+        }
+        by_chance = float(totals.marginals_2K[_LABELS] @ totals.marginals_2K[_CHOICES]) / weight**2
+        for name, rival in (("kappa", by_chance), ("kappa_temporal", float(sums_5[_UNCHANGED]) / weight)):
+            if rival < 1:
+                metrics[name] = (accuracy - rival) / (1 - rival)
+        aucs = [auc for auc in map(_auc, totals.histogram_K2H) if auc is not None]
         return metrics | ({"auc": sum(aucs) / len(aucs)} if aucs else {})
 
 
@@ -163,8 +204,7 @@ def _accumulate(
     scores_BS: Float32s,
     labels_B: Float32s,
     weights_B: Float32s,
-    sums: Float64s,
-    histogram_K2H: Float64s,
+    totals: Totals,
     counts: Int64s,
     ring_scores_WS: Float32s,
     ring_labels_W: Float32s,
@@ -180,11 +220,11 @@ def _accumulate(
             counts[_UNMEASURED] += 1
             continue
         if kind == _REGRESSION:
-            _add_value(scores_BS[row, 0], label, weight, sums)
+            _add_value(scores_BS[row, 0], label, weight, totals.sums_5)
         elif kind == _BINARY:
-            _add_binary(scores_BS[row, 0], label == 1, weight, sums, histogram_K2H)
+            _add_binary(scores_BS[row, 0], int(label), weight, totals)
         else:
-            _add_class(scores_BS, row, int(label), weight, sums, histogram_K2H)
+            _add_class(scores_BS, row, int(label), weight, totals)
         if window:
             for column in range(scores_BS.shape[1]):
                 ring_scores_WS[slot, column] = scores_BS[row, column]
@@ -218,30 +258,45 @@ def _add_value(score: float, label: float, weight: float, sums: Float64s) -> Non
 
 
 @njit_inlined
-def _add_binary(score: np.float32, positive: bool, weight: float, sums: Float64s, histogram_12H: Float64s) -> None:
+def _add_binary(score: np.float32, label: int, weight: float, totals: Totals) -> None:
     probability = np.float64(score)
-    likelihood = probability if positive else 1 - probability
-    sums[_WEIGHT] += weight
-    sums[_LOGLOSS] -= weight * np.log(min(max(likelihood, LOGLOSS_CLIP), 1 - LOGLOSS_CLIP))
-    if (probability >= 0.5) == positive:
-        sums[_CORRECT] += weight
-    histogram_12H[0, int(positive), _bin(score)] += weight
+    totals.histogram_K2H[0, label, _bin(score)] += weight
+    _add_confidence(probability, label == 1, weight, totals)
+    _add_choice(int(probability >= 0.5), label, probability if label == 1 else 1 - probability, weight, totals)
 
 
 @njit_inlined
-def _add_class(
-    scores_BK: Float32s, row: int, label: int, weight: float, sums: Float64s, histogram_K2H: Float64s
-) -> None:
-    likelihood = np.float64(scores_BK[row, label])
-    sums[_WEIGHT] += weight
-    sums[_LOGLOSS] -= weight * np.log(min(max(likelihood, LOGLOSS_CLIP), 1 - LOGLOSS_CLIP))
+def _add_class(scores_BK: Float32s, row: int, label: int, weight: float, totals: Totals) -> None:
     best = 0
     for k in range(scores_BK.shape[1]):
-        histogram_K2H[k, int(k == label), _bin(scores_BK[row, k])] += weight
+        totals.histogram_K2H[k, int(k == label), _bin(scores_BK[row, k])] += weight
         if scores_BK[row, k] > scores_BK[row, best]:
             best = k
-    if best == label:
-        sums[_CORRECT] += weight
+    _add_confidence(np.float64(scores_BK[row, best]), best == label, weight, totals)
+    _add_choice(best, label, np.float64(scores_BK[row, label]), weight, totals)
+
+
+@njit_inlined
+def _add_confidence(confidence: float, hit: bool, weight: float, totals: Totals) -> None:
+    place = int(min(max(confidence * CALIBRATION_BINS, 0.0), CALIBRATION_BINS - 1.0))
+    totals.calibration_3D[_WEIGHT, place] += weight
+    totals.calibration_3D[_CONFIDENCE, place] += weight * confidence
+    if hit:
+        totals.calibration_3D[_HITS, place] += weight
+
+
+@njit_inlined
+def _add_choice(choice: int, label: int, likelihood: float, weight: float, totals: Totals) -> None:
+    sums_5 = totals.sums_5
+    sums_5[_WEIGHT] += weight
+    sums_5[_LOGLOSS] -= weight * np.log(min(max(likelihood, LOGLOSS_CLIP), 1 - LOGLOSS_CLIP))
+    if choice == label:
+        sums_5[_CORRECT] += weight
+    if sums_5[_LAST] == label:
+        sums_5[_UNCHANGED] += weight
+    sums_5[_LAST] = label
+    totals.marginals_2K[_LABELS, label] += weight
+    totals.marginals_2K[_CHOICES, choice] += weight
 
 
 @njit_inlined

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -200,16 +200,31 @@ def _source(
     bounds: Bounds,
     start: Start,
 ) -> KafkaSource:
-    settings = reader_settings(job, topics, group_id(job.job.name, job.kafka), gaps_allowed=not cluster.is_mock)
     stops = bounds.stops or (cluster.ends(list(state.positions)) if start.until_caught_up else {})
     first = [Command("accept_bad", start.accept_bad)] if start.accept_bad else []
+    commands = Commands(job.registry.register_every, time.monotonic, first).poll
+    last = Command("register") if bounds.stops else None
+    return kafka_source(job, cluster, topics, stops, commands=commands, last=last)
+
+
+def kafka_source(
+    job: JobConfig,
+    cluster: Cluster,
+    topics: list[Topic],
+    stops: dict[Partition, int],
+    *,
+    commands: Callable[[], Command | None] = lambda: None,
+    last: Command | None = None,
+) -> KafkaSource:
+    """A source over the job's topics; `stops` are its bounds, if it has any."""
+    settings = reader_settings(job, topics, group_id(job.job.name, job.kafka), gaps_allowed=not cluster.is_mock)
     return KafkaSource(
         lambda starts, bounds: ReaderJob(starts=starts, bounds=bounds, **settings),
         lambda partitions: cluster.ends(list(partitions)),
         batch_wait_ms=job.learner.batch_wait,
         bounds=stops,
-        commands=Commands(job.registry.register_every, time.monotonic, first).poll,
-        last=Command("register") if bounds.stops else None,
+        commands=commands,
+        last=last,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,7 +61,7 @@ def _aligned(size: int) -> int:
 
 def row_bytes(rows: int, columns: int) -> int:
     """Bytes that `laid_out` takes for so many rows of C feature columns."""
-    return sum(_aligned(np.dtype(dtype).itemsize * int(np.prod(shape))) for dtype, shape in _columns(rows, columns))
+    return sum(_aligned(np.dtype(dtype).itemsize * prod(shape)) for dtype, shape in _columns(rows, columns))
 
 
 def laid_out(memory: memoryview | Bytes1, rows: int, columns: int) -> RowArrays:
@@ -69,7 +70,7 @@ def laid_out(memory: memoryview | Bytes1, rows: int, columns: int) -> RowArrays:
     arrays: list[npt.NDArray[Any]] = []
     start = 0
     for dtype, shape in _columns(rows, columns):
-        size = np.dtype(dtype).itemsize * int(np.prod(shape))
+        size = np.dtype(dtype).itemsize * prod(shape)
         arrays.append(data[start : start + size].view(dtype).reshape(shape))
         start += _aligned(size)
     return RowArrays(*arrays)

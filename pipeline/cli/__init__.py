@@ -32,12 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     # Inside the function: the commands' modules are no part of what `import pipeline.cli` costs or needs.
-    from pipeline.cli import broker, config, demo, doctor, ledger, replay, run, status, verify
+    from pipeline.cli import backtest, broker, config, demo, doctor, ledger, replay, run, status, verify
 
     parser = argparse.ArgumentParser(prog="evertrain", description="Trains PyTorch models without end on Kafka topics.")
     parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (run, demo, broker, replay, verify, ledger, status, doctor, config):
+    for command in (run, demo, broker, replay, backtest, verify, ledger, status, doctor, config):
         command.add_parser(commands)
     return parser
 

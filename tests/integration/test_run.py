@@ -1,4 +1,4 @@
-"""`evertrain run` and `replay` on a real Kafka: the promises as a user meets them."""
+"""`evertrain run`, `replay` and `backtest` on a real Kafka: the promises as a user meets them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import TOPIC_CONFIG, produce
@@ -259,3 +262,33 @@ def test_labels_inside_the_features_need_no_join(kafka: Any, topics: Any, tmp_pa
     manifest = Job(tmp_path, document).learn_all()
     assert manifest["rows_trained"] == 1000
     assert manifest["counts"]["totals"]["matched"] == 1000
+
+
+def test_a_backtest_of_the_topics_says_what_the_job_would_have_measured_and_writes_nothing(
+    kafka: Any, stream: dict[str, str], straight: dict[str, Any], tmp_path: Path
+) -> None:
+    job = make_job(kafka, stream, tmp_path / "backtest")
+    files = set(job.path.parent.rglob("*"))
+    stretch = ("--from", "2023-11-14T22:13:20Z", "--to", "2023-11-14T22:13:32Z")
+    done = evertrain("backtest", "-c", str(job.path), *stretch, "-o", "json")
+    result = json.loads(done.stdout)
+    assert result["rows"] == ROWS
+    assert result["metrics"] == {name: straight["metrics"][f"live/{name}"] for name in result["metrics"]}
+    assert {"accuracy", "kappa", "kappa_temporal", "auc", "logloss", "calibration_error"} == result["metrics"].keys()
+    assert f"{GARBAGE} rows are bad and were left out: not JSON" in done.stderr
+    assert set(job.path.parent.rglob("*")) == files
+
+
+def test_a_backtest_of_a_file_prints_one_json_document(tmp_path: Path) -> None:
+    rng, path = np.random.default_rng(0), tmp_path / "stream.parquet"
+    a, city = rng.normal(size=2000), rng.choice(["x", "y"], 2000)
+    label = np.where(city == "x", a > 0, a < 0).astype(np.int32)
+    pq.write_table(pa.table({"a": a, "city": city, "told": label, "label": label}), path)
+    options = ("--label", "label", "--task", "binary", "--label-latency", "8", "--rows", "1500", "--drop", "told")
+    result = json.loads(evertrain("backtest", str(path), *options, "--learner", "mlp", "-o", "json").stdout)
+    assert result.keys() == {"rows", "metrics", "rows_per_s", "alarms"}
+    assert result["rows"] == 1500
+    assert 0.6 < result["metrics"]["accuracy"] < 0.99, "learned, but not known before"
+    assert result["rows_per_s"] > 0
+    done = evertrain("backtest", str(path), "--label", "labels", "--task", "binary", expect=2)
+    assert "error: --label labels: there is no such column, but a, city, told, label" in done.stderr

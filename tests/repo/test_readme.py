@@ -65,7 +65,15 @@ def test_the_job_file_of_the_readme_is_valid(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/guarantees.md", "docs/architecture.md", "docs/performance.md", "CONTRIBUTING.md"]
+    "page",
+    [
+        "README.md",
+        "docs/guarantees.md",
+        "docs/architecture.md",
+        "docs/performance.md",
+        "docs/quality.md",
+        "CONTRIBUTING.md",
+    ],
 )
 def test_no_link_to_a_file_is_broken(page: str) -> None:
     path = ROOT / page

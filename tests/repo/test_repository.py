@@ -14,7 +14,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "mlflow", "pyarrow", "confluent_kafka", "pydantic", "numpy", "numba", "rich")
 MAKE_TARGETS = ("setup", "demo", "test", "test-faults", "test-long", "ui", "lint", "bench")
-COMMANDS = ("run", "demo", "broker", "replay", "verify", "ledger", "status", "doctor", "config")
+COMMANDS = ("run", "demo", "broker", "replay", "backtest", "verify", "ledger", "status", "doctor", "config")
 
 
 def tracked_files() -> list[Path]:

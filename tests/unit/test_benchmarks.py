@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import report
+from benchmarks import quality, report
 from benchmarks.formats import ENCODERS, FORMATS, settings
 from benchmarks.naive import DECODERS
 from benchmarks.stream import COLUMNS, FIRST_TIME_MS, LOT_ROWS, PARTITIONS, chunks, joined, lots
@@ -66,15 +69,100 @@ def test_an_event_is_a_millisecond_after_the_one_before() -> None:
 
 
 def test_the_report_fills_the_tables_that_were_measured_and_leaves_the_others() -> None:
-    page = "\n".join(f"<!-- begin {name} -->\nold {name}\n<!-- end -->\n" for name in report.SECTIONS)
+    sections = report.PAGES["performance.md"]
+    page = "\n".join(f"<!-- begin {name} -->\nold {name}\n<!-- end -->\n" for name in sections)
     memory = {"json": {"learner_mib": 1234, "readers_mib": 5, "torch_mib": 6, "join_mib": 7, "rest_mib": 8}}
-    rendered = report.render(page, {"memory": memory})
+    rendered = report.render("performance.md", page, {"memory": memory})
     assert "| json | 1,234 | 5 | 6 | 7 | 8 |" in rendered
-    assert [name for name in report.SECTIONS if f"old {name}\n" not in rendered] == ["memory"]
+    assert [name for name in sections if f"old {name}\n" not in rendered] == ["memory"]
     with pytest.raises(ValueError, match="no place for 'memory'"):
-        report.render("", {"memory": memory})
+        report.render("performance.md", "", {"memory": memory})
 
 
-def test_the_page_has_a_place_for_every_table() -> None:
-    begins = re.findall(r"<!-- begin (.*) -->\n(?:(?!<!-- begin)[\s\S])*?<!-- end -->\n", report.PAGE.read_text())
-    assert sorted(begins) == sorted(report.SECTIONS)
+@pytest.mark.parametrize("name", report.PAGES)
+def test_a_page_has_a_place_for_every_table(name: str) -> None:
+    page = (report.DOCS / name).read_text()
+    begins = re.findall(r"<!-- begin (.*) -->\n(?:(?!<!-- begin)[\s\S])*?<!-- end -->\n", page)
+    assert sorted(begins) == sorted(report.PAGES[name])
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with two small streams, one of which must reach something, and digits that one pixel tells apart."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 3000))
+    digit = rng.integers(0, 2, 40)
+    tables = {
+        "elec2": ("binary classification", {"x": x, "day": rng.integers(1, 8, 3000), "label": (x > 0).astype(int)}),
+        "bike": ("regression", {"ts": np.arange(3000), "x": x, "label": x + 0.1 * y}),
+        "digits": (
+            "multiclass classification",
+            {**{f"p{n}": rng.random(40) for n in range(3)}, "p3": digit, "label": digit},
+        ),
+    }
+    manifest = []
+    for name, (task, columns) in tables.items():
+        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+        categorical = ["day"] if name == "elec2" else []
+        entry = {"name": name, "file": f"{name}.parquet", "task": task, "label": "label", "categorical": categorical}
+        manifest.append(entry | {"classes": 2})
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.setattr(quality, "DATA", tmp_path)
+    return tmp_path
+
+
+def measured(*arguments: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr("sys.argv", ["quality", *arguments, "--learner", "mlp"])
+    quality.main()
+    return capsys.readouterr().out
+
+
+def test_quality_is_measured_on_the_streams_there_are_and_says_what_it_skipped(
+    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["--streams", "elec2", "bike", "sea_50k", "plasticity", "--latency", "32", "--seeds", "2"]
+    arguments += ["--rows", "2000", "--tasks", "20"]
+    out = measured(*arguments, "-o", "json", capsys=capsys, monkeypatch=monkeypatch)
+    results = json.loads(out)
+    elec2, bike = results["streams"]
+    assert (elec2["stream"], elec2["rows"], elec2["metric"], elec2["floor"]) == ("elec2", 2000, "accuracy", 0.82)
+    assert elec2["reached"] == (elec2["metrics"]["accuracy"] >= 0.82)
+    assert elec2["metrics"]["accuracy"] > 0.7
+    assert "floor" not in bike
+    assert 0 < bike["metrics"]["r2"] < 1
+    assert quality.find_streams(data, ["bike"])["bike"].options["drop"] == ("ts",)
+    assert results["rows_per_s"]["median"] == elec2["rows_per_s"]
+    first, last = results["plasticity"]["by_ten_tasks"]
+    assert results["plasticity"]["lost"] == first - last
+    assert 0 < first <= 1
+    assert results["skipped"] == [f"sea_50k: not in {data}", "rivals: name their interpreter with --python"]
+    tables = report.quality(results)
+    assert "| elec2 | 32 | accuracy | 0.8200 | " in tables
+    assert "| tasks 1 to 10 | tasks 11 to 20 |" in tables
+
+
+def test_quality_without_any_data_skips_everything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quality, "DATA", tmp_path)
+    out = measured(capsys=capsys, monkeypatch=monkeypatch)
+    assert out.count("skipped: ") == len(quality.GATES) + 2
+
+
+def test_accuracy_of_tens_of_tasks_comes_from_their_own_rows(
+    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = [{"step": step, "values": {"live/accuracy": share}} for step, share in ((400, 0.5), (800, 0.7))]
+    monkeypatch.setattr(quality, "backtest_table", lambda *_: SimpleNamespace(points=steps))
+    arguments = ["--streams", "plasticity", "--tasks", "20", "--seeds", "1", "-o", "json"]
+    found = json.loads(measured(*arguments, capsys=capsys, monkeypatch=monkeypatch))["plasticity"]
+    assert found["by_ten_tasks"] == pytest.approx([0.5, 0.9])
+    assert found["reached"], "it got better"
+
+
+def test_the_report_puts_rivals_beside_the_learner() -> None:
+    ours = {"stream": "elec2", "latency": 32, "metrics": {"accuracy": 0.84}, "rows_per_s": 20_000.0}
+    theirs = {**ours, "metrics": {"accuracy": 0.79}, "rows_per_s": 300.0, "rival": "river_forest"}
+    written = report.quality_rivals({"streams": [ours], "rivals": [theirs]})
+    assert written.splitlines()[0].endswith("| Evertrain | river: adaptive random forest |")
+    assert written.splitlines()[-1] == "| elec2 | 32 | accuracy | 0.8400 (20,000/s) | 0.7900 (300/s) |"

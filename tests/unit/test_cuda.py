@@ -18,7 +18,6 @@ import pipeline.cuda
 from benchmarks.gpu import copies
 from consumers.batch import Batch
 from pipeline.cuda import Graphed
-from pipeline.executor import Eager
 from pipeline.learner import Learner
 from pipeline.task import Binary
 from tests.unit.test_learner import SIZE, batch, digest, job
@@ -361,10 +360,8 @@ def pretend_without_graphs(monkeypatch: pytest.MonkeyPatch, device: Pretended) -
 
 def cuda(**learner: Any) -> tuple[Learner, Learner]:
     """Two learners on the device: one eager, one with graphs."""
-    config = job(device="cuda", **learner)
-    eager = Learner(config)
-    eager._executor = Eager(eager._executor._training, SIZE, config.features.columns, eager.device)
-    return eager, Learner(config)
+    eager, graphs = (Learner(job(device="cuda", cuda_graphs=graphs, **learner)) for graphs in (False, True))
+    return eager, graphs
 
 
 @on_gpu

@@ -85,6 +85,7 @@ CLASSES = {
         "threads": FREE,
         "precision": IDENTITY,
         "compile": IDENTITY,
+        "cuda_graphs": IDENTITY,
     },
     "monitor": {
         "every": FREE,

@@ -7,7 +7,7 @@ import pytest
 from sklearn import metrics as reference
 
 from consumers.errors import ConfigError, SnapshotError
-from pipeline.quality import LOGLOSS_CLIP, Quality
+from pipeline.quality import CALIBRATION_BINS, LOGLOSS_CLIP, Quality
 
 BIN = 1 / 128  # relative width of a histogram bin
 
@@ -49,7 +49,26 @@ def expected_classes(scores, labels, weights):
         auc = reference.roc_auc_score(one_hot, scores, average="macro", sample_weight=weights)
     guess = scores[:, 0] >= 0.5 if binary else scores.argmax(axis=1)
     accuracy = reference.accuracy_score(labels, guess, sample_weight=weights)
-    return {"logloss": logloss, "auc": auc, "accuracy": accuracy}
+    unchanged = np.average(np.append(False, labels[1:] == labels[:-1]), weights=weights)
+    confidence = scores.max(axis=1)  # binary: of class 1
+    return {
+        "logloss": logloss,
+        "auc": auc,
+        "accuracy": accuracy,
+        "kappa": reference.cohen_kappa_score(labels, guess, sample_weight=weights),
+        "kappa_temporal": (accuracy - unchanged) / (1 - unchanged),
+        "calibration_error": calibration_error(confidence, labels if binary else guess == labels, weights),
+    }
+
+
+def calibration_error(confidence, hits, weights):
+    place = np.minimum(confidence.astype(np.float64) * CALIBRATION_BINS, CALIBRATION_BINS - 1).astype(int)
+    error = 0.0
+    for chosen in (place == number for number in range(CALIBRATION_BINS)):
+        if chosen.any():
+            gap = np.average(hits[chosen] - confidence[chosen].astype(np.float64), weights=weights[chosen])
+            error += abs(gap) * weights[chosen].sum() / weights.sum()
+    return error
 
 
 def expected_values(scores, labels, weights):
@@ -118,6 +137,19 @@ def test_a_certain_and_wrong_score_costs_a_bounded_logloss() -> None:
     assert quality.metrics()["logloss"] == pytest.approx(-np.log(LOGLOSS_CLIP))
 
 
+@pytest.mark.parametrize("kind", ["binary", "multiclass"])
+def test_kappas_say_what_accuracy_is_worth(kind: str) -> None:
+    labels = np.repeat(np.float32([0, 1, 1, 1]), 25)  # who repeats the last class errs at the start and at row 25
+    quality = Quality(kind, 2, window=0)
+    always = np.ones((100, 1), np.float32) if kind == "binary" else np.tile(np.float32([0, 1]), (100, 1))
+    quality.update(always, labels, np.ones(100, np.float32))
+    metrics = quality.metrics()
+    assert metrics["accuracy"] == 0.75
+    assert metrics["kappa"] == 0  # no better than chance
+    assert metrics["kappa_temporal"] == pytest.approx((0.75 - 0.98) / (1 - 0.98))
+    assert metrics["calibration_error"] == 0.25  # it was certain
+
+
 def test_rows_of_weight_zero_are_padding() -> None:
     scores, labels, weights = binary_stream(200)
     real, padded = Quality("binary", 2, window=50), Quality("binary", 2, window=50)
@@ -136,7 +168,8 @@ def test_what_is_undefined_is_left_out() -> None:
     quality = Quality("binary", 2, window=10)
     assert quality.metrics() == {}
     quality.update(one[:, None], one, one)
-    assert quality.metrics().keys() == {"logloss", "accuracy", "logloss_recent", "accuracy_recent"}
+    names = {"logloss", "accuracy", "kappa_temporal", "calibration_error"}
+    assert quality.metrics().keys() == names | {f"{name}_recent" for name in names}
     quality = Quality("regression", 2, window=0)
     quality.update(one[:, None], one, one)
     assert quality.metrics() == {"mae": 0, "rmse": 0}

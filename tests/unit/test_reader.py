@@ -138,6 +138,6 @@ def test_a_slot_is_used_again_once_the_learner_has_given_it_back(stage: Stage) -
     stage.reader._free = [[3]]
     assert [(span.slot, span.stop) for span in stage.spans()] == [(3, 5)]
     assert stage.spans_at(10.3) == []
-    stage.pipe.send(("free", 0, 3))
+    stage.pipe.send(("free", [(0, 3)]))
     assert stage.reader._listen()
     assert [(span.slot, span.stop) for span in stage.spans_at(10.4)] == [(3, 10)]

@@ -53,6 +53,8 @@ class FakeFeed:
 
     def taken(self, _: Any) -> None: ...
 
+    def give_back(self) -> None: ...
+
 
 class Readers:
     """A source over fake readers. `of` are those of the present session, `waited_for` the pipes it last waited for."""
