@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from ctypes import byref, c_char_p, c_int, c_int32, c_int64, c_size_t, c_ssize_t, c_void_p
@@ -113,14 +114,18 @@ class RawConsumer:
         Waits until there is one, until one of `wake` can be read, or until the time is over.
         """
         wanted = self._lanes if partitions is None else partitions
-        fetched, failures = self._take_all(count, wanted)
-        if not fetched and not failures and timeout_s:
-            readable: list[int | HasFileno] = [self._awake, *wake]
-            select(readable, [], [], timeout_s)
+        deadline = time.monotonic() + timeout_s
+        while True:
+            fetched, failures = self._take_all(count, wanted)
+            left_s = deadline - time.monotonic()
+            if fetched or failures or left_s <= 0:
+                return fetched, failures
+            sources: list[int | HasFileno] = [self._awake, *wake]
+            ready, _, _ = select(sources, [], [], left_s)
             with suppress(BlockingIOError):
                 os.eventfd_read(self._awake)
-            fetched, failures = self._take_all(count, wanted)
-        return fetched, failures
+            if set(ready) - {self._awake}:
+                return self._take_all(count, wanted)
 
     def _take_all(self, count: int, partitions: Iterable[Partition]) -> tuple[dict[Partition, Messages], list[Failure]]:
         failures = [_failure(int(message)) for message in self._pop(self._general, count)]
