@@ -22,7 +22,7 @@ from confluent_kafka import Producer
 from benchmarks.formats import ENCODERS, FORMATS
 from benchmarks.processes import EVERTRAIN, read_status, run_job, running, say
 from benchmarks.stream import chunks, feature_events, joined, label_events, partitions
-from benchmarks.topics import PRODUCER_SETTINGS, Topics, broker, filled, make_topics
+from benchmarks.topics import IN_FLIGHT_MAX, PRODUCER_SETTINGS, Topics, broker, filled, make_topics
 from consumers.record import Side
 
 TICK_S = 0.005
@@ -66,6 +66,8 @@ class Feed:
         topic, values = self._topics.of(side), self._values[side]
         ids_N = np.arange(tick * self._rows, (tick + 1) * self._rows)
         for id_, partition in zip(ids_N.tolist(), partitions(ids_N).tolist(), strict=True):
+            while len(self._producer) > IN_FLIGHT_MAX:  # a broker that is behind lowers the rate that is kept
+                self._producer.poll(TICK_S)
             self._producer.produce(topic, values[id_ % POOL_ROWS], b"%d" % id_, partition)
 
 

@@ -240,7 +240,7 @@ def plot(results: dict[str, Results]) -> None:
         loop = {"naive": "naive", "ours": "Evertrain", "train_only": "training alone"}
         way = {"naive_ingest": "naive, joined", "ingest_scored": "joined and scored", "ingest_unscored": "joined"}
         for name, series in (("full-loop", loop), ("way-in", way)):
-            heights = {label: [line[key] for line in found.values()] for key, label in series.items()}
+            heights = {label: [line.get(key, 0) for line in found.values()] for key, label in series.items()}
             bars(IMAGES / f"{name}.svg", list(found), heights)
 
 
