@@ -98,7 +98,10 @@ class LearnerConfig(Model):
     classes: int = Field(default=2, ge=2, le=4096)
     batch_size: int = Field(default=1024, ge=2, le=2**20)
     batch_wait: DurationMs = 1000
-    hidden: tuple[int, ...] = (256, 128)  # the MLP's, as are embedding and learning_rate; a task of one's own may use them
+    hidden: tuple[int, ...] = (
+        256,
+        128,
+    )  # the MLP's, as are embedding and learning_rate; a task of one's own may use them
     embedding: int = Field(default=8, ge=1, le=1024)
     learning_rate: float = Field(default=1e-3, gt=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -116,8 +119,8 @@ class LearnerConfig(Model):
     def _bank_on_cpu(self) -> LearnerConfig:
         if self.is_bank and (self.device == "cuda" or self.precision != "float32" or self.compile):
             raise ValueError(
-                "learner.kind = 'bank' learns on a CPU, in float32 and by loops of its own; set learner.kind = 'mlp' for "
-                "device = 'cuda', precision = 'bfloat16' or compile = true"
+                "learner.kind = 'bank' learns on a CPU, in float32, by loops of its own; set learner.kind = 'mlp' "
+                "for device = 'cuda', precision = 'bfloat16' or compile = true"
             )
         return self
 

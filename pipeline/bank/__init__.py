@@ -1,1 +1,1 @@
-"""The default learner: a bank of small experts that learn alike with different steps, mixed by what each has got right."""
+"""The default learner: a bank of small experts, mixed by what each of them has got right lately."""

@@ -12,8 +12,10 @@ from torch import Tensor
 from consumers.batch import Batch
 from consumers.record import Float32s
 from pipeline.bank import mixture
-from pipeline.bank.experts import EXPERTS, HIDDEN, L2_EXPERT, LINEAR
-from pipeline.bank.kernels import REPLAYED, SUB_BATCH, Rows, Scratch, Slots, Weights, learn
+from pipeline.bank.arrays import Rows, Scratch, Slots, Weights
+from pipeline.bank.deep import LANES
+from pipeline.bank.experts import EXPERTS, HIDDEN, L2_EXPERT, LINEAR, PLAIN_STEPS, TRAINED
+from pipeline.bank.kernels import REPLAYED, SUB_BATCH, learn
 from pipeline.bank.module import EMBEDDING, Bank
 from pipeline.config import JobConfig
 from pipeline.device import flushed_denormals
@@ -21,6 +23,9 @@ from pipeline.executor import Done, Outcome
 from pipeline.task import Scorer
 
 LABEL_MAX = 1e18  # its square is still a float32
+
+Said = tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Rows as `Bank.encode` gives them, and the members' answers."""
 
 
 class BankMethod:
@@ -33,12 +38,15 @@ class BankMethod:
     def __init__(self, module: Bank, job: JobConfig) -> None:
         self._module = module.eval()
         self._block_BC = torch.zeros(job.learner.batch_size, job.features.columns)
+        self._said: Said | None = None  # of the rows in the block, unless something was learned since
         self._weights = Weights(*(_view(getattr(module, name)) for name in Weights._fields))
         self._memory = mixture.Memory(*(_view(getattr(module, name)) for name in mixture.Memory._fields))
+        self._moments = mixture.Moments(*(_view(getattr(module.standardise, n)) for n in mixture.Moments._fields))
+        self._mixture_M, self._label_2 = _view(module.mixture_M), _view(module.label_2)
         self._slots = _slots(self._weights)
         self._past = _past(module)
-        self._scratch = _scratch(module)
-        self._moments_4 = np.zeros(4)  # of labels: weight, mean, squares around it; and the mixture's squared error
+        self._scratch = _scratch(module, self._weights)
+        self._labels_4 = np.zeros(4)  # of values: weight, mean, squares around it; and the mixture's squared error
 
     @torch.no_grad()
     def score(self, scorer: Scorer, features_NC: Float32s, width: int) -> Float32s:
@@ -46,7 +54,10 @@ class BankMethod:
         scores_NS = np.empty((rows, width), np.float32)
         for start in range(0, rows, size):
             stop = min(start + size, rows)
-            scores_B = scorer(self._block(features_NC[start:stop]))
+            if scorer.module is self._module:  # operation by operation what the scorer does, and remembered
+                scores_B = self._module.mix(self._ask(features_NC[start:stop])[1])[:, -width:]
+            else:
+                scores_B = scorer(self._fill(features_NC[start:stop]))
             scores_NS[start:stop] = scores_B.reshape(size, -1)[: stop - start].numpy()
         return scores_NS
 
@@ -59,46 +70,55 @@ class BankMethod:
             return Done(self._learn(batch.features_BC, labels_N, weights_N), False)
 
     def _learn(self, features_BC: Float32s, labels_N: Float32s, weights_N: Float32s) -> float:
-        module, slots, rows = self._module, self._slots, len(labels_N)
-        begins = slots.step_3[0] == 0
+        rows, regression = len(labels_N), self._module.regression
+        begins = self._slots.step_3[0] == 0
         if begins:
-            self._standardise(features_BC, weights_N)
-        encoded = module.encode(self._block(features_BC))
+            mixture.standardise(features_BC, weights_N, self._moments)
+        encoded, answers_NMK = self._ask(features_BC)
+        loss, targets_N = self._judge(_view(answers_NMK)[:rows], labels_N, weights_N)
         dense_ND, rows_NG, tokens_NT, keys_NQ = (_view(tensor)[:rows] for tensor in encoded)
-        answers_NMK = _view(module.answers(*encoded))[:rows]
-        history_Q = _view(module.history_inputs()).copy()
-        mixture_M = _view(module.mixture_M)
-        if module.regression:
-            loss = mixture.judge_values(answers_NMK, labels_N, weights_N, mixture_M, self._moments_4)
-            mixture.measure(labels_N, weights_N, self._moments_4, _view(module.label_2))
-            mean, deviation = _view(module.label_2)
-            targets_N = (labels_N - mean) / deviation
-        else:
-            loss = mixture.judge_classes(answers_NMK, labels_N, weights_N, mixture_M)
-            targets_N = labels_N
-        seen, new = int(slots.step_3[1]), Rows(dense_ND, rows_NG, tokens_NT, targets_N, weights_N)
-        learn(self._weights, slots, self._scratch, new, self._past, history_Q, module.regression)
-        mixture.remember(self._memory, keys_NQ, labels_N, weights_N, seen, module.regression)
+        history_Q, seen = _view(self._module.history_inputs()).copy(), int(self._slots.step_3[1])
+        new = Rows(dense_ND, rows_NG, tokens_NT, targets_N, weights_N)
+        learn(self._weights, self._slots, self._scratch, new, self._past, history_Q, regression)
+        mixture.remember(self._memory, keys_NQ, labels_N, weights_N, seen, regression)
         if not begins:  # last, so that all above saw rows as they were scored
-            self._standardise(features_BC, weights_N)
-        return float(loss)
+            mixture.standardise(features_BC, weights_N, self._moments)
+        self._said = None
+        return loss
 
-    def _standardise(self, features_BC: Float32s, weights_N: Float32s) -> None:
-        numbers_NF = torch.from_numpy(features_BC[: len(weights_N), : self._module.numeric])
-        known_NF = torch.where(numbers_NF.isinf(), torch.nan, numbers_NF)
-        self._module.standardise.update(known_NF, torch.from_numpy(weights_N))
+    def _judge(self, answers_NMK: Float32s, labels_N: Float32s, weights_N: Float32s) -> tuple[float, Float32s]:
+        """Moves the mixture. Returns the loss, and the labels as experts learn them."""
+        if not self._module.regression:
+            return float(mixture.judge_classes(answers_NMK, labels_N, weights_N, self._mixture_M)), labels_N
+        loss = mixture.judge_values(answers_NMK, labels_N, weights_N, self._mixture_M, self._labels_4)
+        mixture.measure(labels_N, weights_N, self._labels_4, self._label_2)
+        mean, deviation = self._label_2
+        return float(loss), (labels_N - mean) / deviation
 
-    def _block(self, features_NC: Float32s) -> Tensor:
+    def _ask(self, features_NC: Float32s) -> Said:
+        """What the members say of rows. If these were just scored, it is known: a label may come at once."""
+        block_BC, rows = self._block_BC.numpy(), len(features_NC)
+        bits_NC = features_NC.view(np.int32)
+        known = np.array_equal(block_BC[:rows].view(np.int32), bits_NC) and not block_BC[rows:].any()
+        if self._said is None or not known:
+            encoded = self._module.encode(self._fill(features_NC))
+            self._said = encoded, self._module.answers(*encoded)
+        return self._said
+
+    def _fill(self, features_NC: Float32s) -> Tensor:
         """Rows as the block that every forward uses, so that memory alignment cannot change a bit."""
         rows, block_BC = len(features_NC), self._block_BC.numpy()
         block_BC[:rows] = features_NC
         block_BC[rows:] = 0
+        self._said = None
         return self._block_BC
 
     def _arrays(self) -> Iterator[tuple[str, np.ndarray]]:
         for prefix, group in (("slots", self._slots), ("past", self._past)):
-            yield from ((f"bank.{prefix}.{name}", array) for name, array in group._asdict().items())
-        yield "bank.moments", self._moments_4
+            kept = {name: array for name, array in group._asdict().items() if array.size}
+            yield from ((f"bank.{prefix}.{name}", array) for name, array in kept.items())
+        if self._module.regression:
+            yield "bank.labels", self._labels_4
 
     def state(self) -> dict[str, np.ndarray]:
         return dict(self._arrays())
@@ -107,6 +127,7 @@ class BankMethod:
         return {}
 
     def restore(self, arrays: Mapping[str, np.ndarray], document: Mapping[str, Any]) -> None:
+        self._said = None
         for name, array in self._arrays():
             array[...] = arrays[name]
 
@@ -116,38 +137,44 @@ def _view(tensor: Tensor) -> np.ndarray:
 
 
 def _slots(weights: Weights) -> Slots:
-    begun_DH = weights.first_DJ[:, L2_EXPERT * HIDDEN : (L2_EXPERT + 1) * HIDDEN].copy()
-    moments = (np.zeros((2, *array.shape), np.float32) for array in weights[:3])
-    sums = (np.zeros(len(array), np.float32) for array in weights[3:])
-    return Slots(*moments, *sums, begun_DH, np.array([0, 0, 1]))
+    inputs, outputs = len(weights.first_DJ), weights.second_EKH.shape[1]
+    adam = TRAINED - PLAIN_STEPS
+    return Slots(
+        first_2DJ=np.zeros((2, inputs, adam * HIDDEN), np.float32),
+        second_2EKH=np.zeros((2, adam, outputs, HIDDEN), np.float32),
+        embedding_R=np.zeros(len(weights.embedding_RA), np.float32),
+        wide_R=np.zeros(len(weights.wide_RK), np.float32),
+        step_3=np.array([0, 0, 1]),
+    )
 
 
 def _past(module: Bank) -> Rows:
     return Rows(
-        np.zeros((REPLAYED, module.dense), np.float32),
-        np.zeros((REPLAYED, module.categories), np.int64),
-        np.zeros((0, 0), np.int64),
-        np.zeros(REPLAYED, np.float32),
-        np.zeros(0, np.float32),
+        dense_ND=np.zeros((REPLAYED, module.dense), np.float32),
+        rows_NG=np.zeros((REPLAYED, module.categories), np.int64),
+        tokens_NT=np.zeros((0, 0), np.int64),
+        target_N=np.zeros(REPLAYED, np.float32),
+        weight_N=np.zeros(0, np.float32),
     )
 
 
-def _scratch(module: Bank) -> Scratch:
-    experts, linear, outputs, units = len(EXPERTS), len(LINEAR), module.outputs, len(EXPERTS) * HIDDEN
+def _scratch(module: Bank, weights: Weights) -> Scratch:
+    inputs, columns = weights.first_DJ.shape
     shapes = {
-        "inputs_BD": (SUB_BATCH, module.inputs),
-        "hidden_BJ": (SUB_BATCH, units),
-        "slope_BJ": (SUB_BATCH, units),
-        "output_BEK": (SUB_BATCH, experts, outputs),
-        "linear_BLK": (SUB_BATCH, linear, outputs),
-        "wide_BK": (SUB_BATCH, outputs),
-        "gradient_J": (units,),
-        "gradient_HK": (HIDDEN + 1, outputs),
-        "gradient_LK": (linear, outputs),
+        "inputs_BD": (SUB_BATCH, inputs),
+        "hidden_BJ": (SUB_BATCH, columns),
+        "slope_BJ": (SUB_BATCH, columns),
+        "output_BEK": (SUB_BATCH, len(EXPERTS), module.outputs),
+        "wide_BK": (SUB_BATCH, module.outputs),
+        "gradient_J": (columns,),
+        "gradient_H": (HIDDEN,),
         "share_B": (SUB_BATCH,),
         "target_B": (SUB_BATCH,),
-        "rate_E": (experts,),
-        "rate_L": (linear,),
-        "embedding_A": (EMBEDDING,),
+        "rate_J": (columns,),
+        "rate_E": (len(EXPERTS),),
+        "lanes_U": (LANES,),
+        "slope_A": (EMBEDDING,),
     }
-    return Scratch(**{name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
+    at = len(LINEAR) * module.outputs + L2_EXPERT * HIDDEN
+    zeros = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    return Scratch(**zeros, begun_DH=weights.first_DJ[:, at : at + HIDDEN].copy())

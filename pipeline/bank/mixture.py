@@ -10,24 +10,34 @@ import numpy.typing as npt
 
 from consumers.compiled import njit_cached
 from consumers.record import Float32s
+from pipeline.bank.module import FREQUENCIES, HISTORY
 
 Float64s = npt.NDArray[np.float64]
 
 SHARE = np.float32(0.005)
 _FLOOR = np.float32(0.01)
-_HISTORY = (np.float32(0.0), np.float32(0.7), np.float32(0.95))
-_FREQUENCIES = (np.float32(0.9), np.float32(0.99))
+_HISTORY = tuple(np.float32(kept) for kept in HISTORY)
+_FREQUENCIES = tuple(np.float32(kept) for kept in FREQUENCIES)
 _SURPRISE_MAX = 4.5  # as of three standard deviations
 _ERROR_SHARE, _OUTLIER = 0.005, 9.0
 _RECENCY = np.float32(0.99)
-_ONE, _ZERO = np.float32(1), np.float32(0)
+_ONE, _ZERO, _MINUS_TWO = np.float32(1), np.float32(0), np.float32(-2)
+
+
+class Moments(NamedTuple):
+    """The buffers of a `pipeline.normalise.Standardiser`."""
+
+    count_F: Float64s
+    mean_F: Float64s
+    m2_F: Float64s
+    shift_F: Float32s
+    scale_F: Float32s
 
 
 class Memory(NamedTuple):
     """Rows that neighbours are looked for among, and the newest labels; axes as in `pipeline.bank.module`."""
 
     keys_WQ: Float32s
-    norms_W: Float32s
     votes_WK: Float32s
     recency_W: Float32s
     history_HK: Float32s
@@ -35,7 +45,9 @@ class Memory(NamedTuple):
 
 
 @njit_cached
-def judge_classes(answers_NMK: Float32s, labels_N: Float32s, weights_N: Float32s, mixture_M: Float32s) -> float:
+def judge_classes(
+    answers_NMK: Float32s, labels_N: Float32s, weights_N: Float32s, mixture_M: Float32s
+) -> float | np.float32:
     """Moves the mixture towards what was right, row by row. Returns the mean log-loss of the mixture.
 
     Herbster & Warmuth, "Tracking the Best Expert" (1998): with log-loss and a rate of 1 the update is Bayes' rule.
@@ -67,7 +79,7 @@ def judge_classes(answers_NMK: Float32s, labels_N: Float32s, weights_N: Float32s
 @njit_cached
 def judge_values(
     answers_NM1: Float32s, labels_N: Float32s, weights_N: Float32s, mixture_M: Float32s, moments_4: Float64s
-) -> float:
+) -> float | np.float32:
     """The same for values: their errors count as normal, with the variance that the mixture's own have had.
 
     Returns the mean squared error.
@@ -116,27 +128,54 @@ def measure(labels_N: Float32s, weights_N: Float32s, moments_4: Float64s, label_
 def remember(
     memory: Memory, keys_NQ: Float32s, labels_N: Float32s, weights_N: Float32s, seen: int, regression: bool
 ) -> None:
-    """Puts rows into memory, in place of the oldest ones."""
+    """Puts rows into memory, in place of the oldest ones. `seen`: rows that came before."""
     keys_WQ, votes_WK, recency_W = memory.keys_WQ, memory.votes_WK, memory.recency_W
-    size, outputs = len(keys_WQ), votes_WK.shape[1] - 1
+    size, columns, outputs = len(keys_WQ), keys_WQ.shape[1] - 2, votes_WK.shape[1] - 1
     for n in range(len(labels_N)):
         if weights_N[n] <= _ZERO:
             continue
-        w, norm = seen % size, _ZERO
+        w, square = seen % size, _ZERO
         seen += 1
-        for q in range(keys_WQ.shape[1]):
-            keys_WQ[w, q] = keys_NQ[n, q]
-            norm += keys_NQ[n, q] * keys_NQ[n, q]
-        memory.norms_W[w] = norm
+        for q in range(columns):
+            keys_WQ[w, q] = keys_NQ[n, q] * _MINUS_TWO
+            square += keys_NQ[n, q] * keys_NQ[n, q]
+        keys_WQ[w, columns] = _ONE
+        keys_WQ[w, columns + 1] = square
         for k in range(outputs):
             votes_WK[w, k] = labels_N[n] if regression else (_ONE if k == int(labels_N[n]) else _ZERO)
         votes_WK[w, outputs] = _ONE
         for v in range(size):
             recency_W[v] *= _RECENCY
         recency_W[w] = _ONE
-        for h in range(len(_HISTORY)):
-            for k in range(outputs):
-                memory.history_HK[h, k] += (votes_WK[w, k] - memory.history_HK[h, k]) * (_ONE - _HISTORY[h])
-        for h in range(len(_FREQUENCIES)):
-            for k in range(outputs):
-                memory.frequencies_FK[h, k] += (votes_WK[w, k] - memory.frequencies_FK[h, k]) * (_ONE - _FREQUENCIES[h])
+        _blend(memory.history_HK, _HISTORY, votes_WK, w)
+        _blend(memory.frequencies_FK, _FREQUENCIES, votes_WK, w)
+
+
+@njit_cached
+def _blend(mean_HK: Float32s, kept: tuple[np.float32, ...], votes_WK: Float32s, w: int) -> None:
+    for h in range(len(kept)):
+        for k in range(mean_HK.shape[1]):
+            mean_HK[h, k] += (votes_WK[w, k] - mean_HK[h, k]) * (_ONE - kept[h])
+
+
+@njit_cached
+def standardise(numbers_NF: Float32s, weights_N: Float32s, moments: Moments) -> None:
+    """Takes rows of weight > 0 into the moments of a `Standardiser`, one by one: Welford (1962).
+
+    What is not finite does not count.
+    """
+    count_F, mean_F, m2_F = moments.count_F, moments.mean_F, moments.m2_F
+    for n in range(len(weights_N)):
+        if weights_N[n] <= _ZERO:
+            continue
+        for f in range(len(count_F)):
+            value = float(numbers_NF[n, f])
+            if abs(value) < math.inf:
+                count_F[f] += 1
+                distance = value - mean_F[f]
+                mean_F[f] += distance / count_F[f]
+                m2_F[f] += distance * (value - mean_F[f])
+    for f in range(len(count_F)):
+        variance = m2_F[f] / max(count_F[f], 1)
+        moments.shift_F[f] = mean_F[f]
+        moments.scale_F[f] = 1 / math.sqrt(variance) if variance > 1e-24 else 1
