@@ -74,6 +74,7 @@ class BankMethod:
         begins = self._slots.step_3[0] == 0
         if begins:
             mixture.standardise(features_BC, weights_N, self._moments)
+            self._said = None
         encoded, answers_NMK = self._ask(features_BC)
         loss, targets_N = self._judge(_view(answers_NMK)[:rows], labels_N, weights_N)
         dense_ND, rows_NG, tokens_NT, keys_NQ = (_view(tensor)[:rows] for tensor in encoded)

@@ -128,7 +128,7 @@ class Bank(nn.Module):
 
     def answers(self, dense_ND: Tensor, rows_NG: Tensor, tokens_NT: Tensor, keys_NQ: Tensor) -> Tensor:
         """What each member says: probabilities [N, M, K], or values [N, M, 1]."""
-        size, heads = len(dense_ND), len(LINEAR) * self.outputs
+        size, heads = dense_ND.shape[0], len(LINEAR) * self.outputs
         inputs = [dense_ND, torch.ones_like(dense_ND[:, :1])]
         if self.categories:
             inputs.insert(1, self.embedding_RA[rows_NG].flatten(1))

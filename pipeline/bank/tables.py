@@ -28,6 +28,9 @@ def learn_wide(
     wide_RK, wide_R, wide_BK = weights.wide_RK, slots.wide_R, scratch.wide_BK
     tokens, outputs = tokens_NT.shape[1], wide_RK.shape[1]
     step = _WIDE_STEP / np.float32(math.sqrt(tokens))
+    weighing = 0
+    for b in range(rows):
+        weighing += scratch.share_B[b] > _ZERO
     for b in range(rows):
         for k in range(outputs):
             wide_BK[b, k] = _ZERO
@@ -35,7 +38,7 @@ def learn_wide(
             row = tokens_NT[start + b, t]
             for k in range(outputs):
                 wide_BK[b, k] += wide_RK[row, k]
-        to_slope(wide_BK, b, scratch.target_B[b], scratch.share_B[b] * np.float32(rows), regression)
+        to_slope(wide_BK, b, scratch.target_B[b], scratch.share_B[b] * np.float32(weighing), regression)
     for b in range(rows):
         square = _ZERO
         for k in range(outputs):
