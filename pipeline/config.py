@@ -91,13 +91,17 @@ class RunConfig(Model):
 
 
 class LearnerConfig(Model):
-    """`[learner]`: the task, the plain MLP and its optimizer."""
+    """`[learner]`: the task, who learns it, and the settings of the plain MLP."""
 
+    kind: Literal["bank", "mlp"] = "bank"  # of built-in tasks: the bank of experts, or one MLP and Adam
     task: Annotated[str, AfterValidator(_check_task)] = "binary"
     classes: int = Field(default=2, ge=2, le=4096)
     batch_size: int = Field(default=1024, ge=2, le=2**20)
     batch_wait: DurationMs = 1000
-    hidden: tuple[int, ...] = (256, 128)
+    hidden: tuple[int, ...] = (
+        256,
+        128,
+    )  # the MLP's, as are embedding and learning_rate; a task of one's own may use them
     embedding: int = Field(default=8, ge=1, le=1024)
     learning_rate: float = Field(default=1e-3, gt=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -105,6 +109,20 @@ class LearnerConfig(Model):
     precision: Literal["float32", "bfloat16"] = "float32"  # of products in the module; see `task.outputs_of`
     compile: bool = False  # forward and loss of the step, by torch.compile; scoring stays as it is published
     cuda_graphs: bool = False  # on CUDA: see `pipeline.cuda`; on a CPU it changes nothing
+
+    @property
+    def is_bank(self) -> bool:
+        """Whether the bank of experts learns: built-in tasks only, as it brings loss and steps of its own."""
+        return self.kind == "bank" and self.task in BUILT_IN_TASKS
+
+    @model_validator(mode="after")
+    def _bank_on_cpu(self) -> LearnerConfig:
+        if self.is_bank and (self.device == "cuda" or self.precision != "float32" or self.compile):
+            raise ValueError(
+                "learner.kind = 'bank' learns on a CPU, in float32, by loops of its own; set learner.kind = 'mlp' "
+                "for device = 'cuda', precision = 'bfloat16' or compile = true"
+            )
+        return self
 
 
 class MonitorConfig(Model):

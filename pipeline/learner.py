@@ -10,13 +10,15 @@ import torch
 
 from consumers.batch import Batch
 from consumers.record import Float32s
+from pipeline.bank.method import BankMethod
+from pipeline.bank.module import Bank
 from pipeline.config import JobConfig
 from pipeline.descent import Descent
 from pipeline.device import choose_device, generators, keep_freed_memory, set_generators
 from pipeline.executor import Outcome
 from pipeline.identity import torch_threads
 from pipeline.method import Method, arrays_of, tensors_of
-from pipeline.task import Scorer, build_task, score_width
+from pipeline.task import Scorer, build_scoring, build_task, score_width
 
 
 class StepReport:
@@ -44,17 +46,22 @@ class Learner:
     """What is scored, its frozen copy and the random state; how it learns is its method's business."""
 
     def __init__(self, job: JobConfig) -> None:
-        self.device = choose_device(job.learner.device)
+        self.device = torch.device("cpu") if job.learner.is_bank else choose_device(job.learner.device)
         torch.set_num_threads(torch_threads(job))
         keep_freed_memory()
         torch.manual_seed(job.job.seed)
-        self.task = build_task(job)
+        self.task = build_scoring(job)
         self.module = self.task.module().to(self.device)
         self.scorer = Scorer(self.module, self.task, job.learner.precision)
         self.frozen: Scorer | None = None
         self.score_width = score_width(self.task, job.learner)
         self.batch_size = job.learner.batch_size
-        self.method: Method = Descent(self.module, self.task, job, self.device)
+        self.method = self._method(job)
+
+    def _method(self, job: JobConfig) -> Method:
+        if isinstance(self.module, Bank):
+            return BankMethod(self.module, job)
+        return Descent(self.module, build_task(job), job, self.device)
 
     def score(self, features_NC: Float32s) -> Float32s:
         """Scores [N, S] with the weights of this moment."""
