@@ -71,6 +71,19 @@ class PSI:
                     self._fix_reference()
         return shifts
 
+    @property
+    def to_go(self) -> int:
+        """Rows until the window is full."""
+        return self._reference_rows - int(self._counters[_FILLED])
+
+    def restart(self) -> None:
+        """Takes what comes next as the reference."""
+        self._counters[:] = 0
+        self.psi_C[:] = np.nan
+        for counts_CH in (self._reference_CH, self._window_CH):
+            counts_CH[:] = 0
+        self._buffer_RC = np.zeros((self._reference_rows, len(self.psi_C)), np.float32)
+
     def state(self) -> Arrays:
         return {
             "buffer": self._buffer_RC[: 0 if self._counters[_FIXED] else self._counters[_FILLED]],
@@ -119,7 +132,7 @@ class PSI:
         self._window_CH[:] = 0
         risen_C = (self.psi_C > self._threshold) & ~(before_C > self._threshold)
         return [
-            Shift(row, int(column), float(before_C[column]), float(self.psi_C[column]))
+            Shift(row, int(column), float(before_C[column]), float(self.psi_C[column]), self._reference_rows)
             for column in np.flatnonzero(risen_C)
         ]
 

@@ -1,0 +1,172 @@
+"""What is watched of the features: where each column lies, how wide and in what shape, what is missing, which
+categories come, and how columns go together.
+
+A numeric column gives the mean of its standard score z and of z² (clipped at |z| = 4), the shares above its seven
+octiles (the largest change of which is a Kolmogorov-Smirnov statistic on eight equal bins), and the share that is
+missing; two numeric columns the mean of the product of their z; a categorical one the shares of 64 bins of bucket id
+mod 64, and that of null.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from consumers.compiled import njit_cached
+from consumers.record import Float32s, Int64s
+from pipeline.drift.means import OTHER, SCORE, SHARE, UNIT, Int32s, Means
+from pipeline.quality import Arrays, Float64s, fill
+
+PAIRED_MAX = 32
+"""Numeric columns whose products are watched, the first ones: 496 pairs."""
+
+_OCTILES = 7
+_BINS = 64
+_CLIP = 4.0
+
+MISSING, CATEGORY, FEATURE, CORRELATION = range(4)
+"""Families, the likelier cause first: a column in which more is missing has another mean, too."""
+
+
+class Inputs:
+    """Means of what the columns hold, in units of the first `settle_rows` rows after the start or a restart."""
+
+    def __init__(self, numeric: int, categorical: int, *, settle_rows: int, p: float) -> None:
+        self._numeric, self._categorical, self._settle_rows = numeric, categorical, settle_rows
+        earlier, later = (index for index in np.tril_indices(min(numeric, PAIRED_MAX), -1)[::-1])
+        counts = [numeric, numeric, numeric * _OCTILES, numeric, categorical * _BINS, categorical, len(earlier)]
+        families = [FEATURE, FEATURE, FEATURE, MISSING, CATEGORY, MISSING, CORRELATION]
+        columns, categories = np.arange(numeric), numeric + np.arange(categorical)
+        self.family_D = np.repeat(families, counts)
+        self.column_D = np.concatenate(
+            [np.tile(columns, 3 + _OCTILES), np.repeat(categories, _BINS), categories, earlier]
+        )
+        """The column, or the first one of a pair."""
+        self.other_D = np.full(len(self.family_D), -1)
+        """The other one of a pair."""
+        self.other_D[len(self.other_D) - len(later) :] = later
+        kind_D = np.repeat([SCORE, OTHER, SHARE, SHARE, SHARE, SHARE, OTHER], counts)
+        of_D = np.zeros(len(kind_D), np.int64)
+        of_D[:numeric] = numeric + columns
+        self.means = Means(kind_D, of_D, self.family_D, p, trend=False)
+        self._buffer_RC = np.zeros((0, numeric), np.float32)
+        self._settled = np.zeros(1, np.int64)
+        self._centre_F = np.zeros(numeric, np.float32)
+        self._scale_F = np.zeros(numeric, np.float32)
+        self._edges_EF = np.zeros((_OCTILES, numeric), np.int32)
+        self._scores_F = np.zeros(numeric, np.int32)  # scratch
+
+    def take(self, features_NC: Float32s) -> None:
+        """Takes the next rows of a block."""
+        if self._settled[0]:
+            scaling = self._centre_F, self._scale_F, self._edges_EF
+            _count(features_NC, *scaling, self._scores_F, self._categorical, self.means.sums_D)
+        else:
+            self._buffer_RC = np.concatenate([self._buffer_RC, features_NC[:, : self._numeric]])
+
+    def close(self) -> float:
+        """Tests after a block, as `Means.close` does."""
+        if self._settled[0]:
+            return self.means.close()
+        if len(self._buffer_RC) >= self._settle_rows:
+            for column in range(self._numeric):
+                self._centre_F[column], self._scale_F[column], edges_E = standard(self._buffer_RC[:, column], _OCTILES)
+                self._edges_EF[:, column] = edges_E
+            self._buffer_RC = np.zeros((0, self._numeric), np.float32)
+            self._settled[0] = 1
+        return 0.0
+
+    def meaning(self, statistic: int) -> str:
+        """What a statistic is the mean of, in words."""
+        numeric, family = self._numeric, int(self.family_D[statistic])
+        if family == FEATURE:
+            place = statistic // numeric
+            shape = f"share above octile {place - 1}"
+            return ("mean, in standard deviations,", "mean square, in standard deviations,")[place] if place < 2 else shape
+        if family == CATEGORY:
+            return f"share of the categories in bin {(statistic - (3 + _OCTILES) * numeric) % _BINS}"
+        return "share of missing values" if family == MISSING else "mean product, in standard deviations,"
+
+    def restart(self) -> None:
+        """Takes what comes next as what is usual."""
+        self.means.restart()
+        self._settled[0] = 0
+        self._buffer_RC = np.zeros((0, self._numeric), np.float32)
+
+    def state(self) -> dict[str, Arrays]:
+        return {"inputs": {"buffer": self._buffer_RC, **self._fixed_size_state()}, "input_means": self.means.state()}
+
+    def restore(self, parts: Mapping[str, Mapping[str, npt.NDArray[Any]]]) -> None:
+        own = parts.get("inputs", {})
+        fill(self._fixed_size_state(), own)
+        self._buffer_RC = np.zeros((len(own["buffer"]), self._numeric), np.float32)
+        fill({"buffer": self._buffer_RC}, own)
+        self.means.restore(parts.get("input_means", {}))
+
+    def _fixed_size_state(self) -> Arrays:
+        return {
+            "settled": self._settled,
+            "centre": self._centre_F,
+            "scale": self._scale_F,
+            "edges": self._edges_EF,
+        }
+
+
+def standard(values_R: Float32s, quantiles: int) -> tuple[float, float, Int64s]:
+    """Mean, UNIT over the deviation, and quantiles in these units, after the outer half percents were pulled in.
+
+    Where all values are one and the same, any other one, however close, is to lie far off.
+    """
+    known_R = np.sort(values_R[np.isfinite(values_R)].astype(np.float64))
+    if not len(known_R):
+        return 0.0, 1.0, np.zeros(quantiles, np.int64)
+    outer = len(known_R) // 200
+    clipped_R: Float64s = np.clip(known_R, known_R[outer], known_R[-1 - outer])
+    mean, deviation = float(clipped_R.mean()), float(clipped_R.std())
+    scale = UNIT / max(deviation, 1e-6 * abs(mean), 1e-12)
+    at_E = len(known_R) * np.arange(1, quantiles + 1) // (quantiles + 1)
+    edges_E = np.clip((known_R[at_E] - mean) * scale, -_CLIP * UNIT, _CLIP * UNIT)
+    return mean, scale, edges_E.astype(np.int64)
+
+
+@njit_cached
+def _count(
+    features_NC: Float32s,
+    centre_F: Float32s,
+    scale_F: Float32s,
+    edges_EF: Int32s,
+    scores_F: Int32s,
+    categorical: int,
+    sums_D: Int32s,
+) -> None:
+    """Adds rows to a block's sums. A missing number counts as an average one in all but its own share."""
+    numeric, bound, one = len(centre_F), np.float32(_CLIP * UNIT), np.int32(UNIT)
+    missing = (2 + _OCTILES) * numeric
+    null = missing + numeric + categorical * _BINS
+    for row in range(features_NC.shape[0]):
+        for f in range(numeric):
+            value = features_NC[row, f]
+            absent = np.isnan(value)
+            score = min(max((value - centre_F[f]) * scale_F[f], -bound), bound)
+            scores_F[f] = np.int32(0) if absent else np.int32(score)
+            sums_D[missing + f] += one * np.int32(absent)
+        for f in range(numeric):
+            sums_D[f] += scores_F[f]
+            sums_D[numeric + f] += (scores_F[f] * scores_F[f]) >> 10
+        for e in range(_OCTILES):
+            above = (2 + e) * numeric
+            for f in range(numeric):
+                sums_D[above + f] += one * np.int32(scores_F[f] > edges_EF[e, f])
+        for k in range(categorical):
+            bucket = int(features_NC[row, numeric + k])
+            sums_D[missing + numeric + k * _BINS + (bucket & (_BINS - 1))] += one
+            sums_D[null + k] += one * np.int32(bucket == 0)
+        pair = null + categorical
+        for i in range(min(numeric, PAIRED_MAX)):
+            score = scores_F[i]
+            for j in range(i):
+                sums_D[pair + j] += (score * scores_F[j]) >> 10
+            pair += i
