@@ -54,15 +54,20 @@ class Inputs:
         self.means = Means(kind_D, of_D, self.family_D, p, trend=False)
         self._buffer_RC = np.zeros((0, numeric), np.float32)
         self._settled = np.zeros(1, np.int64)
-        self._centre_F = np.zeros(numeric, np.float32)
-        self._scale_F = np.zeros(numeric, np.float32)
+        self.centre_F = np.zeros(numeric, np.float32)
+        self.scale_F = np.zeros(numeric, np.float32)
         self._edges_EF = np.zeros((_OCTILES, numeric), np.int32)
         self._scores_F = np.zeros(numeric, np.int32)  # scratch
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is known what is usual."""
+        return bool(self._settled[0])
 
     def take(self, features_NC: Float32s) -> None:
         """Takes the next rows of a block."""
         if self._settled[0]:
-            scaling = self._centre_F, self._scale_F, self._edges_EF
+            scaling = self.centre_F, self.scale_F, self._edges_EF
             _count(features_NC, *scaling, self._scores_F, self._categorical, self.means.sums_D)
         else:
             self._buffer_RC = np.concatenate([self._buffer_RC, features_NC[:, : self._numeric]])
@@ -73,7 +78,7 @@ class Inputs:
             return self.means.close()
         if len(self._buffer_RC) >= self._settle_rows:
             for column in range(self._numeric):
-                self._centre_F[column], self._scale_F[column], edges_E = standard(self._buffer_RC[:, column], _OCTILES)
+                self.centre_F[column], self.scale_F[column], edges_E = standard(self._buffer_RC[:, column], _OCTILES)
                 self._edges_EF[:, column] = edges_E
             self._buffer_RC = np.zeros((0, self._numeric), np.float32)
             self._settled[0] = 1
@@ -109,14 +114,14 @@ class Inputs:
     def _fixed_size_state(self) -> Arrays:
         return {
             "settled": self._settled,
-            "centre": self._centre_F,
-            "scale": self._scale_F,
+            "centre": self.centre_F,
+            "scale": self.scale_F,
             "edges": self._edges_EF,
         }
 
 
 def standard(values_R: Float32s, quantiles: int) -> tuple[float, float, Int64s]:
-    """Mean, UNIT over the deviation, and quantiles in these units, after the outer half percents were pulled in.
+    """Mean, one over the deviation, and quantiles in UNITs of it, after the outer half percents were pulled in.
 
     Where all values are one and the same, any other one, however close, is to lie far off.
     """
@@ -126,9 +131,9 @@ def standard(values_R: Float32s, quantiles: int) -> tuple[float, float, Int64s]:
     outer = len(known_R) // 200
     clipped_R: Float64s = np.clip(known_R, known_R[outer], known_R[-1 - outer])
     mean, deviation = float(clipped_R.mean()), float(clipped_R.std())
-    scale = UNIT / max(deviation, 1e-6 * abs(mean), 1e-12)
+    scale = 1 / max(deviation, 1e-6 * abs(mean), 1e-12)
     at_E = len(known_R) * np.arange(1, quantiles + 1) // (quantiles + 1)
-    edges_E = np.clip((known_R[at_E] - mean) * scale, -_CLIP * UNIT, _CLIP * UNIT)
+    edges_E = UNIT * np.clip((known_R[at_E] - mean) * scale, -_CLIP, _CLIP)
     return mean, scale, edges_E.astype(np.int64)
 
 
@@ -143,7 +148,7 @@ def _count(
     sums_D: Int32s,
 ) -> None:
     """Adds rows to a block's sums. A missing number counts as an average one in all but its own share."""
-    numeric, bound, one = len(centre_F), np.float32(_CLIP * UNIT), np.int32(UNIT)
+    numeric, bound, unit, one = len(centre_F), np.float32(_CLIP), np.float32(UNIT), np.int32(UNIT)
     missing = (2 + _OCTILES) * numeric
     null = missing + numeric + categorical * _BINS
     for row in range(features_NC.shape[0]):
@@ -151,7 +156,7 @@ def _count(
             value = features_NC[row, f]
             absent = np.isnan(value)
             score = min(max((value - centre_F[f]) * scale_F[f], -bound), bound)
-            scores_F[f] = np.int32(0) if absent else np.int32(score)
+            scores_F[f] = np.int32(0) if absent else np.int32(score * unit)
             sums_D[missing + f] += one * np.int32(absent)
         for f in range(numeric):
             sums_D[f] += scores_F[f]

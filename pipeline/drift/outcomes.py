@@ -26,8 +26,8 @@ _CLIP = 4.0
 
 ERROR, LABEL, PREDICTION, CALIBRATION = range(4)
 
-ERRORS = 2
-"""The first statistics: the error, and how much more it is than was expected."""
+ERRORS = 3
+"""The first statistics: the error, how much more it is than was expected, and that of the reference model."""
 
 
 class Outcomes:
@@ -36,34 +36,41 @@ class Outcomes:
     def __init__(self, kind: str, classes: int, *, settle_rows: int, p: float) -> None:
         self._kind, self._settle_rows = KINDS.index(kind), settle_rows
         self._classes = {_BINARY: 1, _MULTICLASS: min(classes, _CLASSES_MAX), _REGRESSION: 2}[self._kind]
-        counts = [2, self._classes, self._classes, _BINS]
+        counts = [ERRORS, self._classes, self._classes, _BINS]
         self.family_D = np.repeat([ERROR, LABEL, PREDICTION, CALIBRATION], counts)
         label, said = (SHARE, SHARE if self._kind == _MULTICLASS else OTHER)
         kind_D = np.repeat([OTHER, label, said, OTHER], counts)
         of_D = np.zeros(len(kind_D), np.int64)
         if self._kind == _REGRESSION:
-            kind_D[2:6], of_D[2:6] = [SCORE, OTHER, SCORE, OTHER], [3, 0, 5, 0]
+            kind_D[[3, 5]], of_D[[3, 5]] = SCORE, [4, 6]
         else:
-            kind_D[0] = SHARE
+            kind_D[[0, 2]] = SHARE
         self.means = Means(kind_D, of_D, self.family_D, p, trend=True)
         self._labels_R = np.zeros(0, np.float32)
         self._settled = np.zeros(1, np.int64)  # rows
         self._centre_scale = np.array([0.0, UNIT])
 
-    def take(self, scores_NS: Float32s, labels_N: Float32s) -> None:
-        """Takes the next rows of a block."""
-        if self._settled[0] >= self._settle_rows:
+    @property
+    def settled(self) -> bool:
+        """Whether the error of the reference counts."""
+        return bool(self._settled[0] >= self._settle_rows)
+
+    def take(self, scores_NS: Float32s, labels_N: Float32s, reference_wrong: int) -> None:
+        """Takes the next rows of a block, of which the reference has got so many wrong."""
+        if self.settled:
+            self.means.sums_D[ERRORS - 1] += UNIT * reference_wrong
             _count(self._kind, self._classes, scores_NS, labels_N, *self._centre_scale, self.means.sums_D)
         elif self._kind == _REGRESSION:
             self._labels_R = np.concatenate([self._labels_R, labels_N])
 
     def close(self) -> float:
         """Tests after a block, as `Means.close` does."""
-        if self._settled[0] >= self._settle_rows:
+        if self.settled:
             return self.means.close()
         self._settled[0] += BLOCK_ROWS
-        if self._kind == _REGRESSION and self._settled[0] >= self._settle_rows:
-            self._centre_scale[:] = standard(self._labels_R, 1)[:2]
+        if self._kind == _REGRESSION and self.settled:
+            centre, scale, _ = standard(self._labels_R, 1)
+            self._centre_scale[:] = centre, UNIT * scale
             self._labels_R = np.zeros(0, np.float32)
         return 0.0
 
@@ -71,10 +78,10 @@ class Outcomes:
         """What a statistic is the mean of, in words."""
         family = int(self.family_D[statistic])
         if family == ERROR:
-            return "mean error" if statistic == 0 else "mean error above what the scores expect"
+            return ("mean error", "mean error above what the scores expect", "mean error of the reference")[statistic]
         if family == CALIBRATION:
-            return f"mean gap between label and score in bin {statistic - 2 - 2 * self._classes} of {_BINS}"
-        place = (statistic - 2) % self._classes
+            return f"mean gap between label and score in bin {statistic - ERRORS - 2 * self._classes} of {_BINS}"
+        place = (statistic - ERRORS) % self._classes
         what = "label" if family == LABEL else "prediction"
         if self._kind == _REGRESSION:
             return f"mean {'square of the ' if place else ''}{what}, in standard deviations,"
@@ -105,7 +112,7 @@ def _count(
     kind: int, classes: int, scores_NS: Float32s, labels_N: Float32s, centre: float, scale: float, sums_D: Int32s
 ) -> None:
     """Adds rows to a block's sums. A row without a finite score counts for its label alone."""
-    label_at, said_at, bin_at = 2, 2 + classes, 2 + 2 * classes
+    label_at, said_at, bin_at = ERRORS, ERRORS + classes, ERRORS + 2 * classes
     for row in range(len(labels_N)):
         best, finite = 0, True
         for k in range(scores_NS.shape[1]):

@@ -29,6 +29,7 @@ from pipeline.drift.means import BLOCK_ROWS, Means, Moved
 from pipeline.drift.numbers import chance
 from pipeline.drift.outcomes import CALIBRATION, ERROR, ERRORS, LABEL, PREDICTION, Outcomes
 from pipeline.drift.psi import PSI
+from pipeline.drift.reference import Reference
 from pipeline.quality import Arrays, fill
 
 _INPUT_NAMES = {MISSING: "missing", CATEGORY: "category", FEATURE: "feature", CORRELATION: "correlation"}
@@ -56,6 +57,7 @@ class Drift:
         self._concept = Concept(kind, config.adwin_delta)
         self._inputs = Inputs(numeric, categorical, settle_rows=config.settle_rows, p=config.drift_p)
         self._outcomes = Outcomes(kind, classes, settle_rows=4 * config.settle_rows, p=config.drift_p)
+        self._reference = Reference(kind, classes, numeric, categorical)
         self._psi = PSI(numeric, categorical, reference_rows=config.reference_rows, threshold=config.psi_threshold)
         self._buckets_K = np.array([column.buckets for column in features.categorical], np.int64)
         self._seen_K = np.zeros(int((-(-self._buckets_K // 8)).sum()), np.uint8)
@@ -89,7 +91,9 @@ class Drift:
                 count = min(count, rises[0].row + 1 - at)
             rows = slice(at, at + count)
             self._inputs.take(features_RC[rows])
-            self._outcomes.take(scores_RS[rows], labels_R[rows])
+            learn = not self._outcomes.settled
+            wrong = self._reference.take(features_RC[rows], labels_R[rows], self._inputs, learn=learn)
+            self._outcomes.take(scores_RS[rows], labels_R[rows], wrong)
             at += count
             here = int(numbers_R[at - 1]), int(times_R[at - 1])
             self._counters[_IN_BLOCK] += count
@@ -119,13 +123,14 @@ class Drift:
         }
 
     def state(self) -> dict[str, Arrays]:
-        parts = self._concept.state() | self._inputs.state() | self._outcomes.state()
+        parts = self._concept.state() | self._inputs.state() | self._outcomes.state() | self._reference.state()
         return parts | {"psi": self._psi.state(), "drift": self._own_state()}
 
     def restore(self, parts: Mapping[str, Arrays]) -> None:
         self._concept.restore(parts)
         self._inputs.restore(parts)
         self._outcomes.restore(parts)
+        self._reference.restore(parts)
         self._psi.restore(parts.get("psi", {}))
         fill(self._own_state(), parts.get("drift", {}))
 
@@ -146,6 +151,7 @@ class Drift:
 
     def _restart_outcomes(self) -> None:
         self._outcomes.restart()
+        self._reference.restart()
         self._counters[[_QUIET, _RISE_WAITS, _OUTCOME_WAITS]] = 0
 
     def _since(self, row: int, rows: int) -> tuple[int, int]:
@@ -189,8 +195,9 @@ class Drift:
             counters[_RISE_WAITS] -= 1
             return [self._concept_alarm(here)] if counters[_RISE_WAITS] == 0 else []
         means = self._outcomes.means
-        if means.beyond_D[:ERRORS].max() > _ERROR_CRITICAL and means.beyond_D[0] > 0.4 and self._armed:
-            moved = means.moved(0)
+        error, doubt, reference = means.beyond_D[:ERRORS] / _ERROR_CRITICAL
+        if self._armed and (error > 1 or reference > 1 or (doubt > 1 and error > 0.4)):
+            moved = means.moved(ERRORS - 1 if reference > max(error, doubt) else 0)
             self._rise_5[:] = moved.before, moved.after, moved.p, *self._since(here[0], moved.rows)
             return self._suspect(here)
         others = self._other_outcome()
