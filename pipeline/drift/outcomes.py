@@ -16,7 +16,7 @@ import numpy.typing as npt
 from consumers.compiled import njit_cached
 from consumers.record import Float32s
 from pipeline.drift.inputs import standard
-from pipeline.drift.means import BLOCK_ROWS, OTHER, SCORE, SHARE, UNIT, Int32s, Means
+from pipeline.drift.means import BLOCK_ROWS, OTHER, SCORE, SHARE, UNIT, Means
 from pipeline.quality import KINDS, Arrays, fill
 
 _BINARY, _MULTICLASS, _REGRESSION = range(len(KINDS))
@@ -109,7 +109,7 @@ class Outcomes:
 
 @njit_cached
 def _count(
-    kind: int, classes: int, scores_NS: Float32s, labels_N: Float32s, centre: float, scale: float, sums_D: Int32s
+    kind: int, classes: int, scores_NS: Float32s, labels_N: Float32s, centre: float, scale: float, sums_D: Float32s
 ) -> None:
     """Adds rows to a block's sums. A row without a finite score counts for its label alone."""
     label_at, said_at, bin_at = ERRORS, ERRORS + classes, ERRORS + 2 * classes
@@ -123,11 +123,11 @@ def _count(
             bound = _CLIP * UNIT
             found = int(min(max((label - centre) * scale, -bound), bound))
             sums_D[label_at] += found
-            sums_D[label_at + 1] += (found * found) >> 10
+            sums_D[label_at + 1] += (found * found) // UNIT
             if finite:
                 said = int(min(max((score - centre) * scale, -bound), bound))
                 sums_D[said_at] += said
-                sums_D[said_at + 1] += (said * said) >> 10
+                sums_D[said_at + 1] += (said * said) // UNIT
                 sums_D[0] += abs(found - said)
                 sums_D[bin_at + 2 * int(said > 0) + int(abs(said) > 0.67 * UNIT)] += found - said
         elif kind == _BINARY:

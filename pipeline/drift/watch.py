@@ -63,9 +63,8 @@ class Drift:
         self._seen_K = np.zeros(int((-(-self._buckets_K // 8)).sum()), np.uint8)
         self._unknown = np.zeros(1, np.int64)
         self._counters = np.zeros(5, np.int64)
-        self._counters[_QUIET] = _USUAL_ROWS
         self._noted_B2 = np.zeros((_NOTED, 2), np.int64)  # of the newest blocks: first row's number and event time
-        self._rise_5 = np.zeros(5)  # the rise that waits: before, after, p, since_row, since_time
+        self._rise_5 = np.full(5, np.inf)  # the rise that waits: before, after, p, since_row, since_time
 
     @property
     def unknown_categories(self) -> int:
@@ -186,7 +185,8 @@ class Drift:
     def _on_block(self, here: tuple[int, int]) -> list[Alarm]:
         counters = self._counters
         inputs = self._inputs.close()
-        self._outcomes.close()
+        if self._inputs.settled:
+            self._outcomes.close()
         if inputs > 1:
             alarm = self._input_alarm(here)
             self._restart()
