@@ -43,7 +43,9 @@ class Monitor:
         """Rows times columns whose category bucket had never been seen before."""
         return self._drift.unknown_categories if self._drift else 0
 
-    def observe(self, batch: Batch, frozen_scores_BS: Float32s | None, rows_trained: int) -> None:
+    def observe(
+        self, batch: Batch, frozen_scores_BS: Float32s | None, rows_trained: int, now_ms: int | None = None
+    ) -> None:
         """Books the prequential scores of a batch, and those of the frozen copy once there is one.
 
         Args:
@@ -51,7 +53,8 @@ class Monitor:
             frozen_scores_BS: the frozen copy's scores of the same rows, or None while it does not exist. From
                 the first batch with `rows_trained` >= `compare_after` on, live and frozen are also compared
                 over exactly the same rows.
-            rows_trained: rows trained so far; alarms carry it.
+            rows_trained: rows trained so far, the batch's included; alarms carry where in it they were raised.
+            now_ms: the stream's time, if labels come apart from features.
         """
         labels_B, weights_B = batch.labels_B[: batch.rows], batch.weights_B[: batch.rows]
         live_BS = batch.scores_BS[: batch.rows]
@@ -65,7 +68,7 @@ class Monitor:
                 self._of("compare_live", 0).update(live_BS, labels_B, shared_B)
                 self._of("compare_frozen", 0).update(frozen_BS, labels_B, shared_B)
         if self._drift:
-            found = self._drift.observe(batch, rows_trained)
+            found = self._drift.observe(batch, rows_trained, now_ms)
             for alarm in found:
                 self.alarm_counts[alarm.family] += 1
             self.alarms = (self.alarms + found)[-ALARMS_MAX:]

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy.typing as npt
 
-
 FAMILIES = (
     "concept",
     "feature",

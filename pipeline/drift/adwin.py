@@ -45,8 +45,7 @@ class Adwin:
         shifts_N4 = np.empty((len(values) // self._limits[1] + 1, 4))
         found = _feed(values, self._totals_LM, self._m2_LM, self._filled_L, self._rows, *self._limits, shifts_N4)
         return [
-            Shift(int(row), 0, float(before), float(after), int(rows))
-            for row, before, after, rows in shifts_N4[:found]
+            Shift(int(row), 0, float(before), float(after), int(rows)) for row, before, after, rows in shifts_N4[:found]
         ]
 
     @property

@@ -1,4 +1,4 @@
-"""Has the error of the prequential score risen?"""
+"""ADWIN on the error of the prequential score: has it risen."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ class Concept:
     """ADWIN on the error, which is 0 or 1 for classes.
 
     For a regression it is |score - label| over a bound, clipped at 1; the bound is 10 times the mean error in ADWIN's
-    window or the median one of the batch (the mean if that is 0), whichever is greater. When the bound moves, the window
-    is rescaled with it, so that a change of the bound alone is never taken for a change of the error.
+    window or the median one of the batch (the mean if that is 0), whichever is greater. When the bound moves, the
+    window is rescaled with it, so that a change of the bound alone is never taken for a change of the error. So a
+    regression's rises depend on how the stream is cut into batches.
     """
 
     def __init__(self, kind: str, delta: float) -> None:

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from consumers.compiled import njit_cached
-from consumers.record import Float32s, Int64s
-from pipeline.drift.means import BLOCK_ROWS, OTHER, REFERENCE_MIN, SCORE, SHARE, ROOT, UNIT, Means
+from consumers.record import Float32s
+from pipeline.drift.means import BLOCK_ROWS, OTHER, REFERENCE_MIN, ROOT, SCORE, SHARE, UNIT, Means
 from pipeline.quality import Arrays, Float64s, fill
 
 PAIRED_MAX = 32
@@ -102,7 +102,9 @@ class Inputs:
         if family == FEATURE:
             place = statistic // numeric
             shape = f"share above octile {place - 1}"
-            return ("mean, in standard deviations,", "mean square, in standard deviations,")[place] if place < 2 else shape
+            return (
+                ("mean, in standard deviations,", "mean square, in standard deviations,")[place] if place < 2 else shape
+            )
         if family == CATEGORY:
             return f"share of the categories in bin {(statistic - (3 + _OCTILES) * numeric) % _BINS}"
         return "share of missing values" if family == MISSING else "mean product, in standard deviations,"

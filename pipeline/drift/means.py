@@ -36,7 +36,9 @@ is the statistic `of_D` names; of all else from how the sums of blocks differ.""
 _WINDOWS = np.array([1, 2, 4, 8, 16])  # blocks
 _STRIDES = np.array([1, 1, 1, 1, 2])
 _RING = 48  # blocks: the longest window, and two as long before it
-_CRITICAL = np.array([1.3, 1.2, 1.1, 1.0, 1.0])  # times that of a normal sum: short ones are skewed, and looked at often
+_CRITICAL = np.array(
+    [1.3, 1.2, 1.1, 1.0, 1.0]
+)  # times that of a normal sum: short ones are skewed, and looked at often
 _REFERENCE_MAX = 256  # blocks; then what is older counts half
 _PRIOR = 3.0  # windows of independent rows that count beside those that were seen
 _ROWS_MIN = 8.0  # a sum that varies less than so many independent rows of 1 is taken to vary by so much
@@ -115,11 +117,11 @@ class Means:
 
     def moved(self, statistic: int) -> Moved:
         """What the last block's tests found about one mean."""
-        blocks, closed = int(self._blocks_D[statistic]), int(self._counters[_CLOSED])
+        blocks, closed = max(int(self._blocks_D[statistic]), 1), int(self._counters[_CLOSED])
         newest = [(closed - 1 - back) % _RING for back in range(blocks)]
         window, rows = float(self._ring_RD[newest, statistic].sum(dtype=np.float64)), blocks * BLOCK_ROWS
         rest = float(self._total_D[statistic]) - window, (int(self._counters[_BLOCKS]) - blocks) * BLOCK_ROWS
-        p = chance(float(self.beyond_D[statistic] * _CRITICAL[_WINDOWS == blocks][0]) * self._critical_D[statistic])
+        p = chance(float(self.beyond_D[statistic] * _CRITICAL[blocks == _WINDOWS][0]) * self._critical_D[statistic])
         return Moved(rows, rest[0] / (rest[1] * UNIT), window / (rows * UNIT), min(1.0, self._tests_D[statistic] * p))
 
     def deviation(self, statistic: int) -> float:
@@ -130,7 +132,9 @@ class Means:
         """How many times the variance of independent rows that of longer windows is: 1 or more."""
         if not self._variance_D[statistic] > 0:
             return 1.0
-        times_W = self._strayed_WD[:, statistic] / np.maximum(self._seen_W, 1) / (_WINDOWS * self._variance_D[statistic])
+        times_W = (
+            self._strayed_WD[:, statistic] / np.maximum(self._seen_W, 1) / (_WINDOWS * self._variance_D[statistic])
+        )
         windows_W = self._seen_W * _STRIDES / _WINDOWS
         return float(max(1.0, ((times_W * windows_W + _PRIOR) / (windows_W + _PRIOR)).max()))
 
@@ -212,7 +216,7 @@ def _close(
             seen_W[w] *= 0.5
             for d in range(statistics):
                 strayed_WD[w, d] *= 0.5
-    return np.sqrt(worst)
+    return float(np.sqrt(worst))
 
 
 @njit_cached
@@ -292,7 +296,8 @@ def _keep_largest(
 def _stabilised(beyond: float, window: float, rest: float, blocks: int, rest_blocks: int, most: float) -> float:
     """The deviation of a share on the scale where its variance is everywhere the same, if that is less.
 
-    A count of rare rows is skewed: it goes up further than a normal number would. 2 asin(sqrt(p)) does not (Anscombe 1948).
+    A count of rare rows is skewed: it goes up further than a normal number would; 2 asin(sqrt(p)) does not
+    (Anscombe 1948).
     """
     whole = BLOCK_ROWS * UNIT
     before, after = rest / (rest_blocks * whole), window / (blocks * whole)

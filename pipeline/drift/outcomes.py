@@ -59,7 +59,8 @@ class Outcomes:
         """Takes the next rows of a block, of which the reference has got so many wrong."""
         if self.settled:
             self.means.sums_D[ERRORS - 1] += UNIT * reference_wrong
-            _count(self._kind, self._classes, scores_NS, labels_N, *self._centre_scale, self.means.sums_D)
+            centre, scale = self._centre_scale.tolist()
+            _count(self._kind, self._classes, scores_NS, labels_N, centre, scale, self.means.sums_D)
         elif self._kind == _REGRESSION:
             self._labels_R = np.concatenate([self._labels_R, labels_N])
 

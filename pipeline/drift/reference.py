@@ -1,7 +1,7 @@
-"""A small model that learns while the rest settles, and no more after that: what it gets wrong more often has changed.
+"""A small model that learns while the rest settles, and then no more: if it is wrong more often, something has changed.
 
-A learner that adapts within some hundred rows hides a new concept behind an error that hardly rises. This one, a softmax
-regression (binary: logistic) on the standard scores of the columns and 64 bins of each category, cannot.
+A learner that adapts within some hundred rows hides a new concept behind an error that hardly rises. This one cannot: a
+softmax regression (binary: logistic) on the standard scores of the columns and 64 bins of each category.
 """
 
 from __future__ import annotations
