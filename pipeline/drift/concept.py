@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,6 +44,12 @@ class Concept:
     def width(self) -> int:
         """Rows in the window."""
         return self._adwin.width
+
+    def deviation(self, mean: float) -> float:
+        """Standard deviation of an error of this mean: of a binomial one, or of half a normal one for a regression."""
+        if self._kind == _REGRESSION:
+            return mean * math.sqrt(math.pi / 2 - 1)
+        return math.sqrt(mean * (1 - mean))
 
     def update(self, batch: Batch) -> tuple[Int64s, list[Shift]]:
         """Which rows of a batch have weight [R], and the rises of the error, at a number of them each."""

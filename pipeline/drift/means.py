@@ -122,11 +122,9 @@ class Means:
         window, rows = float(self._ring_RD[newest, statistic].sum(dtype=np.float64)), blocks * BLOCK_ROWS
         rest = float(self._total_D[statistic]) - window, (int(self._counters[_BLOCKS]) - blocks) * BLOCK_ROWS
         p = chance(float(self.beyond_D[statistic] * _CRITICAL[blocks == _WINDOWS][0]) * self._critical_D[statistic])
-        return Moved(rows, rest[0] / (rest[1] * UNIT), window / (rows * UNIT), min(1.0, self._tests_D[statistic] * p))
-
-    def deviation(self, statistic: int) -> float:
-        """Standard deviation of one row, as if rows were independent."""
-        return float(np.sqrt(self._variance_D[statistic] / BLOCK_ROWS)) / UNIT
+        return Moved(
+            rows, rest[0] / (rest[1] * UNIT), window / (rows * UNIT), min(1.0, float(self._tests_D[statistic] * p))
+        )
 
     def stray(self, statistic: int) -> float:
         """How many times the variance of independent rows that of longer windows is: 1 or more."""

@@ -42,7 +42,7 @@ class Outcomes:
         kind_D = np.repeat([OTHER, label, said, OTHER], counts)
         of_D = np.zeros(len(kind_D), np.int64)
         if self._kind == _REGRESSION:
-            kind_D[[3, 5]], of_D[[3, 5]] = SCORE, [4, 6]
+            kind_D[ERRORS : ERRORS + 4], of_D[[ERRORS, ERRORS + 2]] = [SCORE, OTHER] * 2, [ERRORS + 1, ERRORS + 3]
         else:
             kind_D[[0, 2]] = SHARE
         self.means = Means(kind_D, of_D, self.family_D, p, trend=True)

@@ -177,10 +177,8 @@ class Drift:
     def _on_rise(self, rise: Shift) -> list[Alarm]:
         """A rise of the error, unless it is one of those that follow another, or is nothing unusual here."""
         before, after = rise.before, rise.after
-        means = self._outcomes.means
-        rest = max(self._concept.width, 1)
-        deviation = means.deviation(ERROR) or math.sqrt(max(before * (1 - before), 0))
-        error = deviation * math.sqrt(means.stray(ERROR) * (1 / rise.rows + 1 / rest))
+        deviation = self._concept.deviation(before)
+        error = deviation * math.sqrt(self._outcomes.means.stray(ERROR) / rise.rows)
         deviations = (after - before) / error if error else 2 * _RISE_DEVIATIONS
         if deviations < _RISE_DEVIATIONS:
             return []
