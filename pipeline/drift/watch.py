@@ -32,7 +32,7 @@ from pipeline.drift.reference import Reference
 from pipeline.quality import Arrays, fill
 
 _PATIENCE = 2  # blocks
-_SUSPICIOUS = 0.8  # of the deviation that is critical
+_SUSPICIOUS = 0.9  # of the deviation that is critical
 _QUIET_ROWS = 1024
 _USUAL_ROWS = 4096
 _ERROR_CRITICAL = 0.9  # of the deviation that is critical: only a rise counts
