@@ -41,6 +41,8 @@ _RISE_DEVIATIONS = 4.0  # a rise is at least so many deviations of a mean, as fa
 _EFFECT_MIN = {LABEL: 0.0, PREDICTION: 0.1, CALIBRATION: 0.05}
 """A learner that learns changes its predictions a little all the time."""
 
+_OCTAVES_MIN = 0.5  # of labels' delays: rows of a batch share much of theirs, so a window holds few of them
+
 _QUIET, _RISE_WAITS, _OUTCOME_WAITS = range(3)  # slots of `counters`
 
 
@@ -186,14 +188,16 @@ class Drift:
             self._counters[_QUIET] = 0
             return []
         self._rise_5[:] = before, after, chance(deviations), *self._since.of(rise.rows)
-        return self._suspect()
+        return self._suspect(BLOCK_ROWS - self._since.block_to_go or BLOCK_ROWS)
 
     def _on_block(self) -> list[Alarm]:
-        if self._late_R1 is None or self._delays.close() <= 1:
-            return self._on_block_of_rows()
-        alarm = delay_alarm(self._delays, self._since)
-        self._delays.restart()
-        return [alarm, *self._on_block_of_rows()]
+        late: list[Alarm] = []
+        if self._late_R1 is not None and self._delays.close() > 1:
+            alarm = delay_alarm(self._delays, self._since)
+            if abs(alarm.effect) >= _OCTAVES_MIN:
+                self._delays.restart()
+                late = [alarm]
+        return late + self._on_block_of_rows()
 
     def _on_block_of_rows(self) -> list[Alarm]:
         counters = self._counters
@@ -212,7 +216,7 @@ class Drift:
         if self._armed and (error > 1 or reference > 1 or (doubt > 1 and error > _DOUBT_ERROR)):
             moved = means.moved(ERRORS - 1 if reference > max(error, doubt) else 0)
             self._rise_5[:] = moved.before, moved.after, moved.p, *self._since.of(moved.rows)
-            return self._suspect()
+            return self._suspect(0)
         others = self._other_outcome()
         if counters[_OUTCOME_WAITS]:
             counters[_OUTCOME_WAITS] -= 1
@@ -232,10 +236,10 @@ class Drift:
                 return int(statistic)
         return None
 
-    def _suspect(self) -> list[Alarm]:
+    def _suspect(self, open_rows: int) -> list[Alarm]:
         """An alarm of the rise that was noted, unless the inputs are suspicious: then it waits."""
         self._counters[_QUIET] = 0
-        if self._inputs.means.peek(BLOCK_ROWS - self._since.block_to_go) > _SUSPICIOUS:
+        if self._inputs.means.peek(open_rows) > _SUSPICIOUS:
             self._counters[_RISE_WAITS] = _PATIENCE + 1
             return []
         return [self._concept_alarm()]
