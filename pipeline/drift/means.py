@@ -42,6 +42,9 @@ _CRITICAL = np.array(
 _REFERENCE_MAX = 256  # blocks; then what is older counts half
 _PRIOR = 3.0  # windows of independent rows that count beside those that were seen
 _ROWS_MIN = 8.0  # a sum that varies less than so many independent rows of 1 is taken to vary by so much
+NOTABLE = 0.4
+"""Deviations below this share of what is critical count as none."""
+
 _CLOSED, _BLOCKS, _LEAST = range(3)  # slots of `counters`: blocks since the restart; those that count; before a test
 
 
@@ -82,7 +85,8 @@ class Means:
         self._blocks_D = np.zeros(statistics, np.int64)
         self._scratch_3D = np.zeros((3, statistics))
         self.beyond_D = np.zeros(statistics)
-        """Of the last block: the largest deviation of a window that ends there, as a multiple of what is critical."""
+        """Of the last block: the largest deviation of a window that ends there, as a multiple of what is critical. What
+        is below NOTABLE is 0."""
 
     def close(self) -> float:
         """Tests after a block; the largest of `beyond_D` without its sign: above 1 a mean has moved."""
@@ -256,16 +260,16 @@ def _deviate(
     weight: float,
     scratch_3D: Float64s,
 ) -> None:
-    """Squares of the window's deviations over what is critical, with their signs, and their denominators."""
-    window_D, beyond_D, most_D = scratch_3D
+    """The window's deviations, and the squares of what is critical for them, without a branch: four at a time."""
+    window_D, off_D, most_D = scratch_3D
     share, least = length / rest, _ROWS_MIN * UNIT * UNIT
     for d in range(len(window_D)):
         alone = length * variance_D[d]
-        variance = max((strayed_D[d] * per + _PRIOR * alone) * weight, alone)
-        most = max(variance, least) * spread * critical_D[d] * critical_D[d]
-        off = window_D[d] - share * (total_D[d] - window_D[d])
-        most_D[d] = most
-        beyond_D[d] = off * abs(off) / most
+        variance = (strayed_D[d] * per + _PRIOR * alone) * weight
+        variance = variance if variance > alone else alone
+        variance = variance if variance > least else least
+        most_D[d] = variance * spread * critical_D[d] * critical_D[d]
+        off_D[d] = window_D[d] - share * (total_D[d] - window_D[d])
 
 
 @njit_cached
@@ -278,16 +282,15 @@ def _keep_largest(
     blocks_D: Int64s,
     largest_D: Float64s,
 ) -> None:
-    """Keeps each deviation that is larger than that of any shorter window."""
-    window_D, beyond_D, most_D = scratch_3D
+    """Keeps each deviation, squared and with its sign, that is larger than that of any shorter window."""
+    window_D, off_D, most_D = scratch_3D
     for d in range(len(window_D)):
-        beyond = beyond_D[d]
-        if abs(beyond) > abs(largest_D[d]):
-            if kind_D[d] == SHARE and abs(beyond) > 0.25:
+        if off_D[d] * off_D[d] > NOTABLE * NOTABLE * most_D[d]:  # most are not, which spares dividing
+            beyond = off_D[d] * abs(off_D[d]) / most_D[d]
+            if kind_D[d] == SHARE:
                 beyond = _stabilised(beyond, window_D[d], total_D[d] - window_D[d], length, rest, most_D[d])
-                if abs(beyond) <= abs(largest_D[d]):
-                    continue
-            largest_D[d], blocks_D[d] = beyond, length
+            if abs(beyond) > abs(largest_D[d]):
+                largest_D[d], blocks_D[d] = beyond, length
 
 
 @njit_cached

@@ -30,10 +30,14 @@ class Since:
         """Numbers of the batch's rows: how many were learned with it."""
         self.times_R = np.zeros(0, np.int64)
         """Their event times, in ms."""
-        self.here = (0, 0)
-        """Number and event time of the newest row."""
+        self._newest = 0  # of the batch's rows
         self._rows = np.zeros(1, np.int64)
         self._noted_B2 = np.zeros((_NOTED, 2), np.int64)  # number and event time of a block's first row
+
+    @property
+    def here(self) -> tuple[int, int]:
+        """Number and event time of the newest row."""
+        return int(self.numbers_R[self._newest]), int(self.times_R[self._newest])
 
     @property
     def block_to_go(self) -> int:
@@ -46,7 +50,7 @@ class Since:
         if rows % BLOCK_ROWS == 0:
             self._noted_B2[rows // BLOCK_ROWS % _NOTED] = self.numbers_R[start], self.times_R[start]
         self._rows[_ROWS] += stop - start
-        self.here = int(self.numbers_R[stop - 1]), int(self.times_R[stop - 1])
+        self._newest = stop - 1
 
     def of(self, rows: int) -> tuple[int, int]:
         """Number of the first of the newest `rows` rows, and the event time at the beginning of its block."""

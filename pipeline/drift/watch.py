@@ -36,7 +36,6 @@ _SUSPICIOUS = 0.9  # of the deviation that is critical
 _QUIET_ROWS = 1024
 _USUAL_ROWS = 4096
 _ERROR_CRITICAL = 0.9  # of the deviation that is critical: only a rise counts
-_DOUBT_ERROR = 0.4  # of the same: a rise of the error that goes with one of the error beyond what was expected
 _RISE_DEVIATIONS = 4.0  # a rise is at least so many deviations of a mean, as far as such means stray anyway
 _EFFECT_MIN = {LABEL: 0.0, PREDICTION: 0.1, CALIBRATION: 0.05}
 """A learner that learns changes its predictions a little all the time."""
@@ -57,7 +56,8 @@ class Drift:
         self._concept = Concept(kind, config.adwin_delta)
         self._inputs = Inputs(numeric, categorical, settle_rows=config.settle_rows, p=config.drift_p)
         self._outcomes = Outcomes(kind, classes, settle_rows=4 * config.settle_rows, p=config.drift_p)
-        self._late_R1: Float32s | None = None  # of the batch
+        self._late_R1: Float32s | None = None  # of the batch, like the next
+        self._stop = self._psi_from = 0  # rows that were taken, and those that PSI has or need not have
         self._delays = Inputs(1, 0, settle_rows=config.settle_rows, p=config.drift_p)
         self._reference = Reference(kind, classes, numeric, categorical)
         self._psi = PSI(numeric, categorical, reference_rows=config.reference_rows, threshold=config.psi_threshold)
@@ -93,21 +93,26 @@ class Drift:
         if now_ms is not None:
             late_R = np.log2(1 + np.maximum(now_ms - self._since.times_R, 0))
             self._late_R1 = late_R.astype(np.float32)[:, None]
-        alarms, at = [], 0
+        alarms: list[Alarm] = []
+        at = self._stop = self._psi_from = 0
         while at < len(real_R):
-            stop = at + min(len(real_R) - at, self._since.block_to_go, self._psi.to_go)
+            full = self._psi_from + self._psi.to_go  # where the window of PSI is
+            self._stop = stop = min(len(real_R), at + self._since.block_to_go, full)
             if rises:
-                stop = min(stop, rises[0].row + 1)
-            alarms += self._take(features_RC[at:stop], scores_RS[at:stop], labels_R[at:stop], at)
+                self._stop = stop = min(stop, rises[0].row + 1)
+            self._take(features_RC[at:stop], scores_RS[at:stop], labels_R[at:stop], at)
+            if stop == full:
+                alarms += self._on_window(features_RC)
             if rises and rises[0].row + 1 == stop:
                 alarms += self._on_rise(rises.pop(0))
             if self._since.block_to_go == BLOCK_ROWS:
                 alarms += self._on_block()
             at = stop
+        self._psi.update(features_RC[self._psi_from :])
         return alarms
 
-    def _take(self, features_NC: Float32s, scores_NS: Float32s, labels_N: Float32s, at: int) -> list[Alarm]:
-        """Gives rows of one block to all detectors; PSI alone has its windows elsewhere."""
+    def _take(self, features_NC: Float32s, scores_NS: Float32s, labels_N: Float32s, at: int) -> None:
+        """Gives rows of one block to all detectors but PSI, whose windows are longer."""
         stop = at + len(labels_N)
         self._inputs.take(features_NC)
         if self._late_R1 is not None:
@@ -117,7 +122,11 @@ class Drift:
         self._outcomes.take(scores_NS, labels_N, wrong)
         self._since.advance(at, stop)
         self._counters[_QUIET] += len(labels_N)
-        shifts = self._psi.update(features_NC)
+
+    def _on_window(self, features_RC: Float32s) -> list[Alarm]:
+        """Gives PSI the end of its window."""
+        shifts = self._psi.update(features_RC[self._psi_from : self._stop])
+        self._psi_from = self._stop
         if not shifts:
             return []
         alarm = psi_alarm(shifts, self._names, self._threshold, self._since)
@@ -163,6 +172,7 @@ class Drift:
         """Everything is new to the inputs: what they see next is usual from now on."""
         self._inputs.restart()
         self._psi.restart()
+        self._psi_from = self._stop
         self._restart_outcomes()
 
     def _restart_outcomes(self) -> None:
@@ -202,8 +212,7 @@ class Drift:
     def _on_block_of_rows(self) -> list[Alarm]:
         counters = self._counters
         inputs = self._inputs.close()
-        if self._inputs.settled:
-            self._outcomes.close()
+        outcomes = self._outcomes.close() if self._inputs.settled else 0.0
         if inputs > 1:
             alarm = input_alarm(self._inputs, self._names, self._since)
             self._restart()
@@ -211,9 +220,12 @@ class Drift:
         if counters[_RISE_WAITS]:
             counters[_RISE_WAITS] -= 1
             return [self._concept_alarm()] if counters[_RISE_WAITS] == 0 else []
+        if outcomes <= _ERROR_CRITICAL:
+            counters[_OUTCOME_WAITS] = 0
+            return []
         means = self._outcomes.means
         error, doubt, reference = means.beyond_D[:ERRORS] / _ERROR_CRITICAL
-        if self._armed and (error > 1 or reference > 1 or (doubt > 1 and error > _DOUBT_ERROR)):
+        if self._armed and (error > 1 or reference > 1 or (doubt > 1 and error > 0)):
             moved = means.moved(ERRORS - 1 if reference > max(error, doubt) else 0)
             self._rise_5[:] = moved.before, moved.after, moved.p, *self._since.of(moved.rows)
             return self._suspect(0)
