@@ -175,6 +175,46 @@ def quality(results: Results) -> str:
     return "\n\n".join([*texts, *(f"skipped: {line}" for line in results["skipped"])])
 
 
+def drift_kinds(results: Results) -> str:
+    """`drift`: what was found on streams that change where it is known, and how soon."""
+    header = [
+        "stream",
+        "changes",
+        "found",
+        "must be",
+        "within rows",
+        "median delay",
+        "named rightly",
+        "false / 100,000",
+    ]
+    rows = []
+    for line in results["kinds"]:
+        missed = "" if line.get("reached", True) else " (not reached)"
+        delay = "" if line["median_rows"] is None else f"{line['median_rows']:,.0f}"
+        shares = [_percent(line["found"]) + missed, _percent(line.get("floor")), line.get("within_rows", ""), delay]
+        rows.append([line["kind"], line["changes"], *shares, _percent(line["named"]), f"{line['false_per_100k']:.2f}"])
+    for line in results["files"]:
+        delay = "" if line["median_rows"] is None else f"{line['median_rows']:,.0f}"
+        found = "" if line["found"] is None else f"{round(line['found'] * line['changes'])} of {line['changes']}"
+        more = ["" if line["reached"] else "not reached", line["within_rows"], delay, _percent(line["named"])]
+        rows.append([line["stream"], line["changes"], found, *more, f"{line['false_per_100k']:.2f}"])
+    first, end = results["seeds"]
+    text = f"{table(header, rows)}\n\n`{results['learner']}`, seeds {first} to {end - 1}."
+    if false := results.get("false_per_100k"):
+        text += f" Without a change: {false['found']:.2f} alarms in 100,000 rows, {false['ceiling']} at most."
+    return text
+
+
+def drift(results: Results) -> str:
+    """The table of `drift`, and what was skipped."""
+    texts = [drift_kinds(results)] if results["kinds"] or results["files"] else []
+    return "\n\n".join([*texts, *(f"skipped: {line}" for line in results["skipped"])])
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f} %"
+
+
 def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
@@ -196,6 +236,7 @@ PAGES: dict[str, Sections] = {
         "streams": ("quality", "streams", quality_streams),
         "plasticity": ("quality", "plasticity", quality_plasticity),
         "rivals": ("quality", "rivals", quality_rivals),
+        "drift": ("drift", "kinds", drift_kinds),
     },
 }
 """By page and section: the benchmark, what of its results the section needs, and who writes it."""

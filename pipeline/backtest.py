@@ -125,9 +125,9 @@ def _collect(state: State, result: Result) -> None:
 def _alarm_document(alarm: Alarm) -> dict[str, Any]:
     return {
         "row": alarm.row,
-        "since_row": None,
+        "since_row": alarm.since_row,
         "family": alarm.family,
         "feature": alarm.feature,
         "effect": alarm.effect,
-        "p": None,
+        "p": alarm.p,
     }

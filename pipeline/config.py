@@ -136,6 +136,8 @@ class MonitorConfig(Model):
     reference_rows: int = Field(default=10_000, ge=100)  # PSI: the reference window, and each window after it
     psi_threshold: float = Field(default=0.25, gt=0)
     adwin_delta: float = Field(default=0.002, gt=0, lt=1)
+    drift_p: float = Field(default=5e-4, gt=0, lt=1)  # of a look at a family without a change, Bonferroni-corrected
+    settle_rows: int = Field(default=512, ge=128)  # after a change, until what comes is taken as usual
 
 
 class SnapshotConfig(Model):

@@ -163,7 +163,8 @@ class State:
             self.refused += batch.rows
             return
         before, self.trained, self.trained_ms = self.trained, self.trained + batch.rows, self.time_ms
-        self.monitor.observe(batch, report.frozen_scores_BS, self.trained)
+        now_ms = self.trained_ms if self.job.labels else None
+        self.monitor.observe(batch, report.frozen_scores_BS, self.trained, now_ms)
         frozen_after = self.job.monitor.frozen_after
         if self.learner.frozen is None and frozen_after is not None and self.trained >= frozen_after:
             self.learner.freeze()

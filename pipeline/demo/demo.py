@@ -22,6 +22,7 @@ from pipeline.demo.flights import load_flights
 from pipeline.demo.job import JOB, Job, job_toml
 from pipeline.demo.panel import Display, View
 from pipeline.demo.producer import DEAD, FEATURES, LABELS, PARTITIONS, Backlog, Stream, produce
+from pipeline.drift import FAMILIES
 from pipeline.store import LocalStore
 
 LOCK = "demo.lock"
@@ -163,8 +164,8 @@ def summarise(state: Path, stream: Stream, broker: KafkaBroker | MockBroker, sec
 def _drift(state: Path) -> str:
     store = LocalStore(state / JOB)
     metrics = store.manifest(store.sequences()[-1])["metrics"]
-    concept, feature = (int(metrics[f"drift/{family}_alarms"]) for family in ("concept", "feature"))
-    return f"the error rose {concept} times, {feature} features moved"
+    counts = {family: int(metrics[f"drift/{family}_alarms"]) for family in FAMILIES}
+    return ", ".join(f"{count} {family.replace('_', ' ')}" for family, count in counts.items() if count)
 
 
 def _count_versions(state: Path) -> int:
@@ -223,7 +224,7 @@ def _print_summary(console: Console, summary: dict[str, Any], drift: str, state:
     table.add_row("AUC, last half", f"live {auc('auc_live_last_half')}, frozen copy {auc('auc_frozen_last_half')}")
     table.add_row("bad input", f"{summary['dead_letters']} of {summary['garbage_produced']} records in {DEAD}")
     table.add_row("no label", f"{summary['expired']:,} expired, {summary['waiting']:,} still waiting")
-    table.add_row("drift", f"{summary['drift_alarms']} alarms: {drift}")
+    table.add_row("drift", f"{summary['drift_alarms']} alarms{': ' if drift else ''}{drift}")
     if "verified" in summary:
         result = "identical to the bit" if summary["verified"] else "NOT THE SAME"
         table.add_row("verify", f"version {summary['versions']}, rebuilt from its ledger: {result}")

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy.typing as npt
+
+FAMILIES = (
+    "concept",
+    "feature",
+    "correlation",
+    "label",
+    "prediction",
+    "calibration",
+    "missing",
+    "category",
+    "label_delay",
+)
 
 
 class Shift(NamedTuple):
@@ -16,6 +28,7 @@ class Shift(NamedTuple):
     column: int
     before: float
     after: float
+    rows: int  # the newest, which it holds for
 
 
 class DriftDetector(Protocol):
@@ -38,11 +51,14 @@ class DriftDetector(Protocol):
 class Alarm:
     """One noticed change, for people and for the gate."""
 
-    family: Literal["concept", "feature"]
-    feature: str | None  # the column, of family "feature"
-    row: int  # rows trained when it was raised
+    family: str  # one of FAMILIES
+    feature: str | None  # the column that moved most, or the pair of them
+    row: int  # rows learned when it was raised
     event_time: int  # ms since the epoch, of the row that proved it
-    effect: float  # concept: rise of the mean error; feature: PSI
+    since_row: int  # the change is in all rows from here on, as far as can be told
+    since_time: int  # ms since the epoch, of that row or of one at most 128 rows before it
+    effect: float  # concept: rise of the mean error; shares: their change; else in standard deviations
+    p: float  # probability of this or more without a change, corrected for how much is watched
     detail: str
 
     def document(self) -> dict[str, Any]:

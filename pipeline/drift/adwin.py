@@ -40,11 +40,13 @@ class Adwin:
     def update(self, values: Float64s) -> list[Shift]:
         """Takes values [N] in [0, 1]; a shift is a check at which a rise cut the window.
 
-        `before` and `after` are the means on both sides of the first cut.
+        `before` and `after` are the means on both sides of the first cut, `rows` those after it.
         """
-        shifts_N3 = np.empty((len(values) // self._limits[1] + 1, 3))
-        found = _feed(values, self._totals_LM, self._m2_LM, self._filled_L, self._rows, *self._limits, shifts_N3)
-        return [Shift(int(row), 0, float(before), float(after)) for row, before, after in shifts_N3[:found]]
+        shifts_N4 = np.empty((len(values) // self._limits[1] + 1, 4))
+        found = _feed(values, self._totals_LM, self._m2_LM, self._filled_L, self._rows, *self._limits, shifts_N4)
+        return [
+            Shift(int(row), 0, float(before), float(after), int(rows)) for row, before, after, rows in shifts_N4[:found]
+        ]
 
     @property
     def mean(self) -> float:
@@ -83,18 +85,19 @@ def _feed(
     delta: float,
     clock: int,
     min_window: int,
-    shifts_N3: Float64s,
+    shifts_N4: Float64s,
 ) -> int:
     found = 0
     for row in range(len(values_N)):
         _insert(values_N[row], totals_LM, m2_LM, filled_L)
         rows[0] += 1
         if rows[0] % clock == 0:
-            before, after = _shrink(totals_LM, m2_LM, filled_L, delta, min_window)
+            before, after, rows_after = _shrink(totals_LM, m2_LM, filled_L, delta, min_window)
             if after > before:
-                shifts_N3[found, 0] = row
-                shifts_N3[found, 1] = before
-                shifts_N3[found, 2] = after
+                shifts_N4[found, 0] = row
+                shifts_N4[found, 1] = before
+                shifts_N4[found, 2] = after
+                shifts_N4[found, 3] = rows_after
                 found += 1
     return found
 
@@ -124,16 +127,16 @@ def _insert(value: float, totals_LM: Float64s, m2_LM: Float64s, filled_L: Int64s
 @njit_cached
 def _shrink(
     totals_LM: Float64s, m2_LM: Float64s, filled_L: Int64s, delta: float, min_window: int
-) -> tuple[float, float]:
-    """Drops the oldest bucket while the window can be cut; the means beside the first cut, or twice 0."""
-    first_before, first_after = 0.0, 0.0
+) -> tuple[float, float, int]:
+    """Drops the oldest bucket while the window can be cut; the means beside the first cut and its rows, or 0s."""
+    first_before, first_after, first_rows = 0.0, 0.0, 0
     cut = False
     while True:
-        before, after = _cut(totals_LM, m2_LM, filled_L, delta, min_window)
+        before, after, rows = _cut(totals_LM, m2_LM, filled_L, delta, min_window)
         if before == after:
-            return first_before, first_after
+            return first_before, first_after, first_rows
         if not cut:
-            first_before, first_after, cut = before, after, True
+            first_before, first_after, first_rows, cut = before, after, rows, True
         level = _LEVELS - 1
         while filled_L[level] == 0:
             level -= 1
@@ -144,11 +147,13 @@ def _shrink(
 
 
 @njit_cached
-def _cut(totals_LM: Float64s, m2_LM: Float64s, filled_L: Int64s, delta: float, min_window: int) -> tuple[float, float]:
-    """The means before and after the oldest boundary that separates two different parts, or twice 0."""
+def _cut(
+    totals_LM: Float64s, m2_LM: Float64s, filled_L: Int64s, delta: float, min_window: int
+) -> tuple[float, float, int]:
+    """The means before and after the oldest boundary that separates two different parts, and the rows after; or 0s."""
     rows, mean, m2 = _moments(totals_LM, m2_LM, filled_L)
     if rows < 2 * min_window:
-        return 0.0, 0.0
+        return 0.0, 0.0, 0
     confidence = np.log(2 * np.log(rows) / delta)
     total, spread, range_term = mean * rows, 2 * m2 / rows * confidence, 2 / 3 * confidence
     old_rows, old_total = 0, 0.0
@@ -160,13 +165,13 @@ def _cut(totals_LM: Float64s, m2_LM: Float64s, filled_L: Int64s, delta: float, m
             if old_rows < min_window:
                 continue
             if new_rows < min_window:
-                return 0.0, 0.0
+                return 0.0, 0.0, 0
             per_old, per_new = 1 / old_rows, 1 / new_rows
             old_mean, new_mean, per_m = old_total * per_old, (total - old_total) * per_new, per_old + per_new
             beyond = abs(old_mean - new_mean) - range_term * per_m
             if beyond > 0 and beyond * beyond > spread * per_m:  # beyond the sum with the root, which takes long
-                return old_mean, new_mean
-    return 0.0, 0.0
+                return old_mean, new_mean, new_rows
+    return 0.0, 0.0, 0
 
 
 @njit_cached

@@ -17,8 +17,8 @@ from consumers.record import Float32s, Int64s
 from pipeline.drift import Shift
 from pipeline.quality import Arrays, Float64s, fill
 
-_BINS = 64
-_NULL_BIN = _BINS
+BINS = 64
+_NULL_BIN = BINS
 _SMOOTHING = 0.5  # a count added to every bin of both histograms: Krichevsky & Trofimov (1981)
 _SIGMAS = 4.0
 _FILLED, _FIXED = 0, 1  # slots of `counters`
@@ -45,8 +45,8 @@ class PSI:
         self._low_F = np.zeros(numeric)
         self._per_bin_F = np.zeros(numeric)
         self._bin_F = np.zeros(numeric, np.int64)  # scratch
-        self._reference_CH = np.zeros((columns, _BINS + 1), np.int64)
-        self._window_CH = np.zeros((columns, _BINS + 1), np.int64)
+        self._reference_CH = np.zeros((columns, BINS + 1), np.int64)
+        self._window_CH = np.zeros((columns, BINS + 1), np.int64)
         self.psi_C: Float64s = np.full(columns, np.nan)
         """The last full window's PSI of each column; NaN before there is one."""
 
@@ -70,6 +70,19 @@ class PSI:
                 else:
                     self._fix_reference()
         return shifts
+
+    @property
+    def to_go(self) -> int:
+        """Rows until the window is full."""
+        return self._reference_rows - int(self._counters[_FILLED])
+
+    def restart(self) -> None:
+        """Takes what comes next as the reference."""
+        self._counters[:] = 0
+        self.psi_C[:] = np.nan
+        for counts_CH in (self._reference_CH, self._window_CH):
+            counts_CH[:] = 0
+        self._buffer_RC = np.zeros((self._reference_rows, len(self.psi_C)), np.float32)
 
     def state(self) -> Arrays:
         return {
@@ -102,7 +115,7 @@ class PSI:
             # A constant column: any other value, however close, is to land in an outer bin.
             half = max(_SIGMAS * deviation, 1e-6 * abs(mean), 1e-12)
             self._low_F[column] = mean - half
-            self._per_bin_F[column] = _BINS / (2 * half)
+            self._per_bin_F[column] = BINS / (2 * half)
         _histogram(self._buffer_RC, self._low_F, self._per_bin_F, self._bin_F, self._reference_CH)
         self._counters[_FIXED] = 1
         self._drop_buffer()
@@ -111,7 +124,7 @@ class PSI:
         self._buffer_RC = np.zeros((0, self._buffer_RC.shape[1]), np.float32)
 
     def _compare(self, row: int) -> list[Shift]:
-        scale = self._reference_rows + _SMOOTHING * (_BINS + 1)
+        scale = self._reference_rows + _SMOOTHING * (BINS + 1)
         p_CH = (self._window_CH + _SMOOTHING) / scale
         q_CH = (self._reference_CH + _SMOOTHING) / scale
         before_C = self.psi_C.copy()
@@ -119,7 +132,7 @@ class PSI:
         self._window_CH[:] = 0
         risen_C = (self.psi_C > self._threshold) & ~(before_C > self._threshold)
         return [
-            Shift(row, int(column), float(before_C[column]), float(self.psi_C[column]))
+            Shift(row, int(column), float(before_C[column]), float(self.psi_C[column]), self._reference_rows)
             for column in np.flatnonzero(risen_C)
         ]
 
@@ -130,9 +143,9 @@ def _histogram(features_NC: Float32s, low_F: Float64s, per_bin_F: Float64s, bin_
     for row in range(features_NC.shape[0]):
         for column in range(numeric):  # apart from the counting: without it the processor takes several at once
             value = features_NC[row, column]
-            place = min(max((value - low_F[column]) * per_bin_F[column], 0.0), _BINS - 1.0)
+            place = min(max((value - low_F[column]) * per_bin_F[column], 0.0), BINS - 1.0)
             bin_F[column] = _NULL_BIN if np.isnan(value) else int(place)
         for column in range(numeric):
             counts_CH[column, bin_F[column]] += 1
         for column in range(numeric, features_NC.shape[1]):
-            counts_CH[column, int(features_NC[row, column]) & (_BINS - 1)] += 1
+            counts_CH[column, int(features_NC[row, column]) & (BINS - 1)] += 1

@@ -294,5 +294,5 @@ def test_alarms_are_all_there_though_a_monitor_forgets_the_oldest(
     monkeypatch.setattr("pipeline.monitor.ALARMS_MAX", 1)
     document = backtest_file(file, options(label_latency=1000, learner="mlp")).document()
     features = [alarm for alarm in document["alarms"] if alarm["family"] == "feature"]
-    assert [(alarm["row"], alarm["feature"]) for alarm in features] == [(20_000, "a"), (40_000, "a")]
+    assert [(alarm["row"], alarm["feature"]) for alarm in features] == [(10_112, "a"), (20_096, "a"), (30_080, "a")]
     assert all(alarm.keys() == {"row", "since_row", "family", "feature", "effect", "p"} for alarm in document["alarms"])

@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import quality, report
+from benchmarks import drift, quality, report
 from benchmarks.formats import ENCODERS, FORMATS, settings
 from benchmarks.naive import DECODERS
 from benchmarks.stream import COLUMNS, FIRST_TIME_MS, LOT_ROWS, PARTITIONS, chunks, joined, lots
 from consumers.record import Side
+from pipeline.drift import Alarm
 
 ROWS = 20_000
 
@@ -166,3 +167,61 @@ def test_the_report_puts_rivals_beside_the_learner() -> None:
     written = report.quality_rivals({"streams": [ours], "rivals": [theirs]})
     assert written.splitlines()[0].endswith("| Evertrain | river: adaptive random forest |")
     assert written.splitlines()[-1] == "| elec2 | 32 | accuracy | 0.8400 (20,000/s) | 0.7900 (300/s) |"
+
+
+GENERATOR = """
+import numpy as np
+
+KINDS = ["none", "abrupt_concept"]
+
+
+def make(kind, seed):
+    rng = np.random.default_rng(seed)
+    rows, point = 8000, 6000
+    x, c = rng.normal(size=(rows, 2)).astype(np.float32), rng.integers(0, 5, rows).astype(np.int32)
+    y = x[:, 0] + 0.3 * rng.normal(size=rows) > 0
+    changed = kind != "none"
+    if changed:
+        y[point:] = ~y[point:]
+    what = ["concept"] if changed else ["none"]
+    return {"X": x, "c": c, "y": y.astype(np.int32), "points": [point] if changed else [], "what": what}
+"""
+
+
+def test_drift_is_found_where_it_is_and_nowhere_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gen_drift.py").write_text(GENERATOR)
+    monkeypatch.setattr(drift, "DATA", tmp_path)
+    monkeypatch.setattr("sys.argv", ["drift", "--seeds", "0", "2", "--learner", "mlp", "-o", "json"])
+    drift.main()
+    results = json.loads(capsys.readouterr().out)
+    steady, abrupt = results["kinds"]
+    assert (steady["changes"], steady["found"], steady["families"]) == (0, None, {})
+    assert (abrupt["changes"], abrupt["found"], abrupt["named"]) == (2, 1, 1)
+    assert 0 < abrupt["median_rows"] < 200
+    assert (abrupt["floor"], abrupt["within_rows"]) == (0.95, 1000)
+    assert results["false_per_100k"]["reached"]
+    assert results["named"]["reached"]
+    assert results["skipped"] == [f"{name}: not in {tmp_path}" for name in drift.FILES]
+    assert "| abrupt_concept | 2 | 100.0 % | 95.0 % | 1,000 | " in report.drift(results)
+
+
+def test_an_alarm_counts_for_the_change_before_it_until_the_next_and_else_it_is_false() -> None:
+    alarms = [Alarm("concept", None, row, 0, row, 0, 0.1, 1e-9, "") for row in (500, 1020, 1030, 1300, 4000)]
+    tally = drift.Tally()
+    tally.add(alarms, [1000, 1200, 2000], 200, {"concept"}, 10_000)
+    line = tally.line()
+    assert (line["changes"], line["median_rows"], line["named"]) == (3, 60, 1)
+    assert line["found"] == pytest.approx(2 / 3)
+    assert line["false_per_100k"] == 20
+    assert line["families"] == {"concept": 2, "false concept": 2}
+
+
+def test_drift_without_any_data_skips_everything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drift, "DATA", tmp_path)
+    monkeypatch.setattr("sys.argv", ["drift"])
+    drift.main()
+    assert capsys.readouterr().out.count("skipped: ") == 1 + len(drift.FILES)

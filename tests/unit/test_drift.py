@@ -88,7 +88,7 @@ class NaiveAdwin:
         self.buckets: list[list[float]] = []  # oldest first
         self.rows = 0
 
-    def add(self, value: float) -> tuple[float, float] | None:
+    def add(self, value: float) -> tuple[float, float, int] | None:
         self.buckets.append([value])
         size = 1
         while sum(len(bucket) == size for bucket in self.buckets) > 5:
@@ -102,7 +102,7 @@ class NaiveAdwin:
             del self.buckets[0]
         return first if first and first[1] > first[0] else None
 
-    def cut(self) -> tuple[float, float] | None:
+    def cut(self) -> tuple[float, float, int] | None:
         window = np.concatenate(self.buckets)
         n, boundary = len(window), 0
         for bucket in self.buckets[:-1]:
@@ -113,7 +113,7 @@ class NaiveAdwin:
             m = 1 / (1 / boundary + 1 / (n - boundary))
             log = math.log(2 * math.log(n) / self.delta)
             if abs(old - new) > math.sqrt(2 / m * window.var() * log) + 2 / (3 * m) * log:
-                return float(old), float(new)
+                return float(old), float(new), n - boundary
         return None
 
 

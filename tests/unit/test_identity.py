@@ -97,6 +97,8 @@ CLASSES = {
         "reference_rows": IDENTITY,
         "psi_threshold": IDENTITY,
         "adwin_delta": IDENTITY,
+        "drift_p": IDENTITY,
+        "settle_rows": IDENTITY,
     },
     "snapshot": {"every": FREE, "keep": FREE, "anchor_every": FREE, "owed_max": FREE, "mirror": FREE},
     "registry": {

@@ -131,24 +131,29 @@ def test_padding_and_rows_of_weight_zero_are_not_observed() -> None:
     padded.observe(Batch(*spread, rows=80), None, 40)
     assert padded.point() == whole.point()
     for name, array in whole.state().items():
-        np.testing.assert_array_equal(padded.state()[name], array)
+        if name != "drift.noted":  # numbers of rows, which count those of weight 0
+            np.testing.assert_array_equal(padded.state()[name], array)
 
 
 @pytest.mark.parametrize("kind", ["binary", "multiclass", "regression"])
-def test_more_errors_raise_one_concept_alarm_a_batch_with_where_and_how_much(kind: str) -> None:
+def test_more_errors_raise_one_concept_alarm_with_where_since_when_and_how_much(kind: str) -> None:
     stream, watcher = Stream(kind, size=256), monitor(kind)
     feed(watcher, stream, 40, error=0.2)
     assert watcher.alarms == []
     feed(watcher, stream, 10, error=0.6)
     alarm = watcher.alarms[0]
     assert (alarm.family, alarm.feature) == ("concept", None)
-    assert 40 * 256 < alarm.event_time < alarm.row <= 44 * 256
-    assert alarm.row % 256 == 0, "rows trained when it was raised"
+    assert 40 * 256 < alarm.row <= 44 * 256
+    assert alarm.event_time == alarm.row - 1, "of the row that proved it"
+    assert 40 * 256 - 128 <= alarm.since_row <= 40 * 256 + 128
+    assert alarm.since_row - 128 <= alarm.since_time < alarm.since_row
+    assert alarm.p < 1e-4
     before, after = map(float, alarm.detail.removeprefix("mean error rose from ").split(" to "))
     usual = 0.2 * math.sqrt(2 / math.pi) if kind == "regression" else 0.2
     assert before == pytest.approx(usual, rel=0.15), "in the error's own unit"
     assert alarm.effect == pytest.approx(after - before, rel=0.05)
-    assert len({alarm.row for alarm in watcher.alarms}) == len(watcher.alarms) == watcher.alarm_count
+    assert [found.family for found in watcher.alarms].count("concept") == 1, "said once"
+    assert len(watcher.alarms) == watcher.alarm_count
     assert watcher.point()["drift/alarms"] == watcher.alarm_count
 
 
@@ -168,10 +173,10 @@ def test_a_regression_that_gets_better_and_better_or_meets_an_outlier_raises_not
     batch.scores_BS[7] = 1e30
     watcher.observe(batch, None, stream.clock)
     feed(watcher, stream, 100, error=1e-3)
-    assert watcher.alarms == []
+    assert "concept" not in {alarm.family for alarm in watcher.alarms}
     assert watcher.point()["drift/error_mean"] < 0.1
     feed(watcher, stream, 20, error=3e-3)
-    assert watcher.alarms, "and yet it notices a small error that triples"
+    assert watcher.alarms[-1].family == "concept", "and yet it notices a small error that triples"
 
 
 def test_perfect_scores_and_scores_that_are_not_finite_do_no_harm() -> None:
@@ -197,11 +202,10 @@ def test_a_column_that_moves_raises_a_feature_alarm_by_name() -> None:
     (alarm,) = watcher.alarms
     assert (alarm.family, alarm.feature) == ("feature", "a")
     point = watcher.point()
-    assert alarm.detail.startswith("PSI ")
-    assert alarm.effect > 0.25 > point["drift/psi/b"]
-    assert point["drift/psi_max"] == point["drift/psi/a"] > 0.25
-    assert point.keys() >= {"drift/psi/c", "drift/psi/d"}
-    assert (alarm.event_time + 1) % 1000 == 0, "the last row of the window that proved it"
+    assert alarm.detail.startswith("mean, in standard deviations, went from ")
+    assert alarm.effect == pytest.approx(2, abs=0.4)
+    assert 40 * SIZE < alarm.row <= 40 * SIZE + 256
+    assert point["drift/psi_max"] < 0.25, "what comes next is the new reference"
 
 
 def test_every_category_is_unknown_once_and_null_never() -> None:
@@ -223,21 +227,22 @@ def test_only_the_newest_alarms_are_kept_and_all_are_counted() -> None:
     watcher = monitor(config=CONFIG.model_copy(update={"reference_rows": 100, "psi_threshold": 1e-9}))
     stream = Stream(size=100)
     feed(watcher, stream, 1)
-    # Alternating between the very reference and other rows: every second window rises, in all 4 columns.
+    # Every second window differs from the one before, which is its reference.
     reference, other = Stream(size=100).batch(), stream.batch(shift=9.0)
-    for row in range(600):
-        watcher.observe(other if row % 2 else reference, None, row)
+    for number in range(1, 2401):
+        watcher.observe(other if number % 2 else reference, None, (number + 1) * 100)
     assert len(watcher.alarms) == ALARMS_MAX
-    assert watcher.alarm_count >= 1200
-    assert watcher.alarms[-1].row == 599
+    assert watcher.alarm_count == 1200
+    assert watcher.alarms[-1].row == 2400 * 100
+    assert "of 3 other columns" in watcher.alarms[-1].detail
 
 
 @pytest.mark.parametrize("kind", ["binary", "multiclass", "regression"])
 def test_a_restored_monitor_goes_on_bit_for_bit(kind: str) -> None:
     stream, batches = Stream(kind), []
-    for number in range(120):
-        late = number > 60
-        batches.append(stream.batch(error=0.6 if late else 0.2, shift=2.0 * late, rows=SIZE - number % 5))
+    for number in range(200):
+        error, shift = 0.6 if number > 140 else 0.2, 2.0 * (number > 60)
+        batches.append(stream.batch(error=error, shift=shift, rows=SIZE - number % 5))
     frozen = [batch.scores_BS[::-1].copy() for batch in batches]
 
     def run(watcher: Monitor, start: int, stop: int) -> None:
@@ -246,12 +251,12 @@ def test_a_restored_monitor_goes_on_bit_for_bit(kind: str) -> None:
             watcher.observe(batches[number], copy, (number + 1) * SIZE)
 
     straight = monitor(kind)
-    run(straight, 0, 120)
+    run(straight, 0, 200)
     assert {alarm.family for alarm in straight.alarms} == {"concept", "feature"}
     for seed in range(3):
-        cuts = np.sort(np.random.default_rng(seed).integers(0, 121, 6))
+        cuts = np.sort(np.random.default_rng(seed).integers(0, 201, 6))
         watcher = monitor(kind)
-        for start, stop in pairwise([0, *cuts.tolist(), 120]):
+        for start, stop in pairwise([0, *cuts.tolist(), 200]):
             run(watcher, start, stop)
             arrays = {name: array.copy() for name, array in watcher.state().items()}
             document = json.loads(json.dumps(watcher.document(), allow_nan=False))

@@ -1,0 +1,119 @@
+"""What an alarm says: which family and column, since when, by how much, how unlikely, and that in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from consumers.record import Int64s
+from pipeline.drift import Alarm, Shift
+from pipeline.drift.inputs import CATEGORY, CORRELATION, FEATURE, MISSING, Inputs
+from pipeline.drift.means import BLOCK_ROWS, Means
+from pipeline.drift.numbers import chance
+from pipeline.drift.outcomes import CALIBRATION, ERROR, LABEL, PREDICTION, Outcomes
+from pipeline.drift.psi import BINS
+from pipeline.quality import Arrays
+
+_INPUT_NAMES = {MISSING: "missing", CATEGORY: "category", FEATURE: "feature", CORRELATION: "correlation"}
+_OUTCOME_NAMES = {ERROR: "concept", LABEL: "label", PREDICTION: "prediction", CALIBRATION: "calibration"}
+_NOTED = 64  # blocks whose first rows are remembered
+_ROWS = 0
+
+
+class Since:
+    """Where the stream stands, and where it stood at the beginning of each of the newest blocks."""
+
+    def __init__(self) -> None:
+        self.numbers_R = np.zeros(0, np.int64)
+        """Numbers of the batch's rows: how many were learned with it."""
+        self.times_R = np.zeros(0, np.int64)
+        """Their event times, in ms."""
+        self._newest = 0  # of the batch's rows
+        self._rows = np.zeros(1, np.int64)
+        self._noted_B2 = np.zeros((_NOTED, 2), np.int64)  # number and event time of a block's first row
+
+    @property
+    def here(self) -> tuple[int, int]:
+        """Number and event time of the newest row."""
+        return int(self.numbers_R[self._newest]), int(self.times_R[self._newest])
+
+    @property
+    def block_to_go(self) -> int:
+        """Rows until the block is full; BLOCK_ROWS where one has just become full."""
+        return BLOCK_ROWS - int(self._rows[_ROWS]) % BLOCK_ROWS
+
+    def advance(self, start: int, stop: int) -> None:
+        """Goes over the batch's rows `[start, stop)`, which lie in one block."""
+        rows = int(self._rows[_ROWS])
+        if rows % BLOCK_ROWS == 0:
+            self._noted_B2[rows // BLOCK_ROWS % _NOTED] = self.numbers_R[start], self.times_R[start]
+        self._rows[_ROWS] += stop - start
+        self._newest = stop - 1
+
+    def of(self, rows: int) -> tuple[int, int]:
+        """Number of the first of the newest `rows` rows, and the event time at the beginning of its block."""
+        since, blocks = self.here[0] - rows + 1, -(-int(self._rows[_ROWS]) // BLOCK_ROWS)
+        noted_B2 = self._noted_B2[[block % _NOTED for block in range(max(blocks - _NOTED, 0), blocks)]]
+        block = max(int(np.searchsorted(noted_B2[:, 0], since, "right")) - 1, 0)
+        return max(since, int(noted_B2[0, 0])), int(noted_B2[block, 1])
+
+    def state(self) -> Arrays:
+        return {"rows": self._rows, "noted": self._noted_B2}
+
+
+def first(means: Means, family_D: Int64s) -> int:
+    """Of the means that have moved those of the first family, of these the one that moved most."""
+    beyond_D = np.abs(means.beyond_D)
+    family = family_D[beyond_D > 1].min()
+    return int(np.where(family_D == family, beyond_D, 0).argmax())
+
+
+def input_alarm(inputs: Inputs, names: Sequence[str], since: Since) -> Alarm:
+    """Of a block in which the inputs have moved."""
+    largest = first(inputs.means, inputs.family_D)
+    column, family = int(inputs.column_D[largest]), int(inputs.family_D[largest])
+    beyond_D = (np.abs(inputs.means.beyond_D) > 1) & (inputs.family_D == family)
+    plainest = int((beyond_D & (inputs.column_D == column)).argmax())  # a mean rather than the square or a share
+    statistic = plainest if family == FEATURE else largest
+    moved, other = inputs.means.moved(statistic), int(inputs.other_D[statistic])
+    name = names[column] if other < 0 else f"{names[column]} x {names[other]}"
+    detail = f"{inputs.meaning(statistic)} went from {moved.before:.3g} to {moved.after:.3g}"
+    more = len(set(inputs.column_D[beyond_D].tolist()) - {column})
+    if more:
+        detail += f", and {more} other column{'s' if more > 1 else ''} moved"
+    effect = moved.after - moved.before
+    return Alarm(_INPUT_NAMES[family], name, *since.here, *since.of(moved.rows), effect, moved.p, detail)
+
+
+def outcome_alarm(outcomes: Outcomes, statistic: int, since: Since) -> Alarm:
+    """Of labels, predictions or calibration."""
+    moved, family = outcomes.means.moved(statistic), int(outcomes.family_D[statistic])
+    detail = f"{outcomes.meaning(statistic)} went from {moved.before:.3g} to {moved.after:.3g}"
+    effect = moved.after - moved.before
+    return Alarm(_OUTCOME_NAMES[family], None, *since.here, *since.of(moved.rows), effect, moved.p, detail)
+
+
+def delay_alarm(delays: Inputs, since: Since) -> Alarm:
+    """Of the delays of labels, whose one column is log2(1 + ms); the effect is in octaves: 1 more is twice as late."""
+    moved, p = delays.means.moved(0), delays.means.moved(first(delays.means, delays.family_D)).p
+    log_before, log_after = (delays.centre_F[0] + mean / delays.scale_F[0] for mean in (moved.before, moved.after))
+    detail = f"labels came {2**log_before / 1000:.3g} s after their features, now {2**log_after / 1000:.3g} s"
+    effect = float(log_after - log_before)
+    return Alarm("label_delay", None, *since.here, *since.of(moved.rows), effect, p, detail)
+
+
+def psi_alarm(shifts: Sequence[Shift], names: Sequence[str], threshold: float, since: Since) -> Alarm:
+    """Of columns whose PSI went above the threshold.
+
+    Without a change, a PSI of two windows of n rows times n / 2 is about chi-square (Yurdakul 2018), which is about
+    normal with as many degrees of freedom as there are bins.
+    """
+    shift = max(shifts, key=lambda shift: shift.after)
+    deviations = (shift.after * shift.rows / 2 - BINS) / math.sqrt(2 * BINS)
+    p = min(1.0, len(names) * chance(max(deviations, 0)))
+    detail = f"PSI {shift.after:.3g} against the reference window is above {threshold:.3g}"
+    if len(shifts) > 1:
+        detail += f", and of {len(shifts) - 1} other column{'s' if len(shifts) > 2 else ''}"
+    return Alarm("feature", names[shift.column], *since.here, *since.of(shift.rows), shift.after, p, detail)

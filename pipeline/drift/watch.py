@@ -1,0 +1,287 @@
+"""All detectors together: what has changed, named by its likeliest cause, and said once.
+
+One change moves many things: a column that shifts changes predictions, and may raise the error. So
+
+- an alarm of the inputs, or of the labels, begins everything anew, in units of what comes next;
+- a rise of the error waits for `_PATIENCE` blocks while the newest inputs look suspicious;
+- labels, predictions and calibration wait for as many, and an alarm of inputs or error meanwhile stands for them;
+- a rise of the error is said once, until it has fallen again or become usual.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from consumers.batch import Batch
+from consumers.compiled import njit_cached
+from consumers.config import FeaturesConfig
+from consumers.record import Bytes1, Float32s, Int64s
+from pipeline.config import MonitorConfig
+from pipeline.drift import Alarm, Shift
+from pipeline.drift.concept import Concept
+from pipeline.drift.inputs import Inputs
+from pipeline.drift.means import BLOCK_ROWS
+from pipeline.drift.naming import Since, delay_alarm, input_alarm, outcome_alarm, psi_alarm
+from pipeline.drift.numbers import chance
+from pipeline.drift.outcomes import CALIBRATION, ERROR, ERRORS, LABEL, PREDICTION, Outcomes
+from pipeline.drift.psi import PSI
+from pipeline.drift.reference import Reference
+from pipeline.quality import Arrays, fill
+
+_PATIENCE = 2  # blocks
+_SUSPICIOUS = 0.9  # of the deviation that is critical
+_QUIET_ROWS = 1024
+_USUAL_ROWS = 4096
+_ERROR_CRITICAL = 0.9  # of the deviation that is critical: only a rise counts
+_RISE_DEVIATIONS = 4.0  # a rise is at least so many deviations of a mean, as far as such means stray anyway
+_EFFECT_MIN = {LABEL: 0.0, PREDICTION: 0.1, CALIBRATION: 0.05}
+"""A learner that learns changes its predictions a little all the time."""
+
+_OCTAVES_MIN = 0.5  # of labels' delays: rows of a batch share much of theirs, so a window holds few of them
+
+_QUIET, _RISE_WAITS, _OUTCOME_WAITS = range(3)  # slots of `counters`
+
+
+class Drift:
+    """What the detectors say of a stream; see the module."""
+
+    def __init__(self, config: MonitorConfig, kind: str, classes: int, features: FeaturesConfig) -> None:
+        self._names = [column.name for column in features.numeric]
+        self._names += [column.name for column in features.categorical]
+        numeric, categorical = len(features.numeric), len(features.categorical)
+        self._threshold = config.psi_threshold
+        self._concept = Concept(kind, config.adwin_delta)
+        self._inputs = Inputs(numeric, categorical, settle_rows=config.settle_rows, p=config.drift_p)
+        self._outcomes = Outcomes(kind, classes, settle_rows=4 * config.settle_rows, p=config.drift_p)
+        self._late_R1: Float32s | None = None  # of the batch, like the next
+        self._stop = self._psi_from = 0  # rows that were taken, and those that PSI has or need not have
+        self._delays = Inputs(1, 0, settle_rows=config.settle_rows, p=config.drift_p)
+        self._reference = Reference(kind, classes, numeric, categorical)
+        self._psi = PSI(numeric, categorical, reference_rows=config.reference_rows, threshold=config.psi_threshold)
+        self._buckets_K = np.array([column.buckets for column in features.categorical], np.int64)
+        self._seen_K = np.zeros(int((-(-self._buckets_K // 8)).sum()), np.uint8)
+        self._unknown = np.zeros(1, np.int64)
+        self._counters = np.zeros(3, np.int64)
+        self._since = Since()
+        self._rise_5 = np.full(5, np.inf)  # the rise that waits: before, after, p, since_row, since_time
+
+    @property
+    def unknown_categories(self) -> int:
+        return int(self._unknown[0])
+
+    def observe(self, batch: Batch, rows_trained: int, now_ms: int | None = None) -> list[Alarm]:
+        """The alarms that a batch raises, in the order of its rows.
+
+        Args:
+            batch: its rows of positive weight are watched, in order.
+            rows_trained: rows trained so far, its own included.
+            now_ms: the stream's time, if labels come apart from features: what they are late by is then watched, too.
+        """
+        real_R, rises = self._concept.update(batch)
+        if not len(real_R):
+            return []
+        rows = slice(0, batch.rows) if len(real_R) == batch.rows else real_R  # a slice copies nothing
+        features_RC, scores_RS, labels_R = batch.features_BC[rows], batch.scores_BS[rows], batch.labels_B[rows]
+        if len(self._buckets_K):
+            categories_RK = features_RC[:, features_RC.shape[1] - len(self._buckets_K) :]
+            self._unknown[0] += _mark_seen(categories_RK, self._buckets_K, self._seen_K)
+        self._since.numbers_R, self._since.times_R = rows_trained - batch.rows + 1 + real_R, batch.event_time_B[rows]
+        self._late_R1 = None
+        if now_ms is not None:
+            late_R = np.log2(1 + np.maximum(now_ms - self._since.times_R, 0))
+            self._late_R1 = late_R.astype(np.float32)[:, None]
+        alarms: list[Alarm] = []
+        at = self._stop = self._psi_from = 0
+        while at < len(real_R):
+            full = self._psi_from + self._psi.to_go  # where the window of PSI is
+            self._stop = stop = min(len(real_R), at + self._since.block_to_go, full)
+            if rises:
+                self._stop = stop = min(stop, rises[0].row + 1)
+            self._take(features_RC[at:stop], scores_RS[at:stop], labels_R[at:stop], at)
+            if stop == full:
+                alarms += self._on_window(features_RC)
+            if rises and rises[0].row + 1 == stop:
+                alarms += self._on_rise(rises.pop(0))
+            if self._since.block_to_go == BLOCK_ROWS:
+                alarms += self._on_block()
+            at = stop
+        self._psi.update(features_RC[self._psi_from :])
+        return alarms
+
+    def _take(self, features_NC: Float32s, scores_NS: Float32s, labels_N: Float32s, at: int) -> None:
+        """Gives rows of one block to all detectors but PSI, whose windows are longer."""
+        stop = at + len(labels_N)
+        self._inputs.take(features_NC)
+        if self._late_R1 is not None:
+            self._delays.take(self._late_R1[at:stop])
+        learn = not self._outcomes.settled
+        wrong = self._reference.take(features_NC, labels_N, self._inputs, learn=learn)
+        self._outcomes.take(scores_NS, labels_N, wrong)
+        self._since.advance(at, stop)
+        self._counters[_QUIET] += len(labels_N)
+
+    def _on_window(self, features_RC: Float32s) -> list[Alarm]:
+        """Gives PSI the end of its window."""
+        shifts = self._psi.update(features_RC[self._psi_from : self._stop])
+        self._psi_from = self._stop
+        if not shifts:
+            return []
+        alarm = psi_alarm(shifts, self._names, self._threshold, self._since)
+        self._restart()
+        return [alarm]
+
+    def point(self) -> dict[str, float]:
+        """Metrics named `drift/...`; a PSI only once a full window was compared."""
+        psi = {name: float(value) for name, value in zip(self._names, self._psi.psi_C, strict=True)}
+        known = {f"drift/psi/{name}": value for name, value in psi.items() if np.isfinite(value)}
+        return {
+            "drift/error_mean": self._concept.mean,
+            "drift/error_window": float(self._concept.width),
+            "drift/unknown_categories": float(self.unknown_categories),
+            **({"drift/psi_max": max(known.values())} if known else {}),
+            **known,
+        }
+
+    def state(self) -> dict[str, Arrays]:
+        parts = self._concept.state() | self._inputs.state() | self._outcomes.state() | self._reference.state()
+        parts |= {f"delay_{name}": part for name, part in self._delays.state().items()}
+        return parts | {"psi": self._psi.state(), "drift": self._own_state()}
+
+    def restore(self, parts: Mapping[str, Arrays]) -> None:
+        self._concept.restore(parts)
+        self._inputs.restore(parts)
+        self._outcomes.restore(parts)
+        self._reference.restore(parts)
+        self._delays.restore({name.removeprefix("delay_"): part for name, part in parts.items() if "delay_" in name})
+        self._psi.restore(parts.get("psi", {}))
+        fill(self._own_state(), parts.get("drift", {}))
+
+    def _own_state(self) -> Arrays:
+        return {
+            "seen": self._seen_K,
+            "unknown": self._unknown,
+            "counters": self._counters,
+            "rise": self._rise_5,
+            **self._since.state(),
+        }
+
+    def _restart(self) -> None:
+        """Everything is new to the inputs: what they see next is usual from now on."""
+        self._inputs.restart()
+        self._psi.restart()
+        self._psi_from = self._stop
+        self._restart_outcomes()
+
+    def _restart_outcomes(self) -> None:
+        self._outcomes.restart()
+        self._reference.restart()
+        self._counters[[_QUIET, _RISE_WAITS, _OUTCOME_WAITS]] = 0
+
+    @property
+    def _armed(self) -> bool:
+        """Whether the error of the last alarm is past, or has become usual."""
+        quiet, (before, after) = self._counters[_QUIET], self._rise_5[:2]
+        return bool(quiet >= _USUAL_ROWS or (quiet >= _QUIET_ROWS and self._concept.mean <= (before + after) / 2))
+
+    def _on_rise(self, rise: Shift) -> list[Alarm]:
+        """A rise of the error, unless it is one of those that follow another, or is nothing unusual here."""
+        before, after = rise.before, rise.after
+        deviation = self._concept.deviation(before)
+        error = deviation * math.sqrt(self._outcomes.means.stray(ERROR) / rise.rows)
+        deviations = (after - before) / error if error else 2 * _RISE_DEVIATIONS
+        if deviations < _RISE_DEVIATIONS:
+            return []
+        if not self._armed or self._counters[_RISE_WAITS]:
+            self._counters[_QUIET] = 0
+            return []
+        self._rise_5[:] = before, after, chance(deviations), *self._since.of(rise.rows)
+        return self._suspect(BLOCK_ROWS - self._since.block_to_go or BLOCK_ROWS)
+
+    def _on_block(self) -> list[Alarm]:
+        late: list[Alarm] = []
+        if self._late_R1 is not None and self._delays.close() > 1:
+            alarm = delay_alarm(self._delays, self._since)
+            if abs(alarm.effect) >= _OCTAVES_MIN:
+                self._delays.restart()
+                late = [alarm]
+        return late + self._on_block_of_rows()
+
+    def _on_block_of_rows(self) -> list[Alarm]:
+        counters = self._counters
+        inputs = self._inputs.close()
+        outcomes = self._outcomes.close() if self._inputs.settled else 0.0
+        if inputs > 1:
+            alarm = input_alarm(self._inputs, self._names, self._since)
+            self._restart()
+            return [alarm]
+        if counters[_RISE_WAITS]:
+            counters[_RISE_WAITS] -= 1
+            return [self._concept_alarm()] if counters[_RISE_WAITS] == 0 else []
+        if outcomes <= _ERROR_CRITICAL:
+            counters[_OUTCOME_WAITS] = 0
+            return []
+        means = self._outcomes.means
+        error, doubt, reference = means.beyond_D[:ERRORS] / _ERROR_CRITICAL
+        if self._armed and (error > 1 or reference > 1 or (doubt > 1 and error > 0)):
+            moved = means.moved(ERRORS - 1 if reference > max(error, doubt) else 0)
+            self._rise_5[:] = moved.before, moved.after, moved.p, *self._since.of(moved.rows)
+            return self._suspect(0)
+        others = self._other_outcome()
+        if counters[_OUTCOME_WAITS]:
+            counters[_OUTCOME_WAITS] -= 1
+            if counters[_OUTCOME_WAITS] == 0 and others is not None:
+                return [self._outcome_alarm(others)]
+        elif others is not None:
+            counters[_OUTCOME_WAITS] = _PATIENCE
+        return []
+
+    def _other_outcome(self) -> int | None:
+        """The statistic of labels, predictions or calibration that has moved, and by so much that it matters."""
+        outcomes, means = self._outcomes, self._outcomes.means
+        for statistic in np.flatnonzero(np.abs(means.beyond_D[ERRORS:]) > 1) + ERRORS:
+            family, moved = int(outcomes.family_D[statistic]), means.moved(int(statistic))
+            wider = family != CALIBRATION or abs(moved.after) > abs(moved.before)
+            if wider and abs(moved.after - moved.before) >= _EFFECT_MIN[family]:
+                return int(statistic)
+        return None
+
+    def _suspect(self, open_rows: int) -> list[Alarm]:
+        """An alarm of the rise that was noted, unless the inputs are suspicious: then it waits."""
+        self._counters[_QUIET] = 0
+        if self._inputs.means.peek(open_rows) > _SUSPICIOUS:
+            self._counters[_RISE_WAITS] = _PATIENCE + 1
+            return []
+        return [self._concept_alarm()]
+
+    def _concept_alarm(self) -> Alarm:
+        before, after, p, since_row, since_time = self._rise_5.tolist()
+        self._restart_outcomes()
+        detail = f"mean error rose from {before:.3g} to {after:.3g}"
+        return Alarm("concept", None, *self._since.here, int(since_row), int(since_time), after - before, p, detail)
+
+    def _outcome_alarm(self, statistic: int) -> Alarm:
+        alarm = outcome_alarm(self._outcomes, statistic, self._since)
+        if self._outcomes.family_D[statistic] == LABEL:  # other labels come with other features
+            self._restart()
+        self._restart_outcomes()
+        return alarm
+
+
+@njit_cached
+def _mark_seen(ids_NK: Float32s, buckets_K: Int64s, seen: Bytes1) -> int:
+    """Sets the bit of every bucket and returns how many were not set before; bucket 0 is null."""
+    unknown = 0
+    for row in range(ids_NK.shape[0]):
+        start = 0
+        for column in range(len(buckets_K)):
+            bucket = int(ids_NK[row, column])
+            if 0 < bucket < buckets_K[column]:
+                byte, bit = start + (bucket >> 3), np.uint8(1 << (bucket & 7))
+                if not seen[byte] & bit:
+                    seen[byte] |= bit
+                    unknown += 1
+            start += (buckets_K[column] + 7) >> 3
+    return unknown

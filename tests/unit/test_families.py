@@ -1,0 +1,194 @@
+"""Each kind of change is found soon, named by its cause, and said once; a steady stream raises nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from consumers.batch import Batch
+from consumers.config import FeaturesConfig
+from pipeline.config import MonitorConfig
+from pipeline.drift import FAMILIES, Alarm
+from pipeline.drift.watch import Drift
+
+ROWS, CHANGE = 12_000, 8000
+NUMERIC = 4
+FEATURES = FeaturesConfig(
+    topic="t",
+    numeric=tuple({"name": f"x{n}", "nullable": True} for n in range(NUMERIC)),  # type: ignore[arg-type]
+    categorical=("c",),  # type: ignore[arg-type]
+)
+
+
+class Rows:
+    """A stream in whose second part something may be different; scores are those of a learner that knows the first."""
+
+    def __init__(self, kind: str = "binary", seed: int = 0) -> None:
+        rng = self.rng = np.random.default_rng(seed)
+        self.kind = kind
+        self.x = rng.normal(size=(ROWS, NUMERIC))
+        self.x[:, 1] = 0.6 * self.x[:, 0] + 0.8 * self.x[:, 1]
+        self.c = rng.integers(1, 9, ROWS)
+        self.noise = rng.normal(size=ROWS)
+        self.truth = self.x[:, 2].copy()
+        self.late_ms = rng.integers(300_000, 600_000, ROWS)
+        self.new = np.arange(ROWS) >= CHANGE
+        self.keep = np.ones(ROWS, bool)
+        self.lean = np.zeros(ROWS)
+
+    def batches(self, cuts: list[int]) -> list[tuple[Batch, int, int]]:
+        """The rows that are kept, as batches with the rows trained and the stream's time."""
+        keep = np.flatnonzero(self.keep)
+        features = np.column_stack([self.x, self.c])[keep].astype(np.float32)
+        signal, truth = np.nan_to_num(self.x[keep, 2]), self.truth[keep] + 0.5 * self.noise[keep]
+        p = np.clip(1 / (1 + np.exp(-3.4 * signal)) + self.lean[keep], 0, 1)
+        if self.kind == "regression":
+            labels, scores = truth, signal[:, None] + self.lean[keep, None]
+        elif self.kind == "binary":
+            labels, scores = truth > 0, p[:, None]
+        else:
+            labels, scores = truth > 0, np.column_stack([1 - p, p, np.zeros(len(p))])
+        labels, scores = labels.astype(np.float32), scores.astype(np.float32)
+        weights, times = np.ones(len(keep), np.float32), np.arange(len(keep)) * 1000
+        return [
+            (
+                Batch(features[a:b], labels[a:b], weights[a:b], scores[a:b], times[a:b], b - a),
+                b,
+                int(times[b - 1] + self.late_ms[keep[b - 1]]),
+            )
+            for a, b in pairwise(cuts)
+        ]
+
+    def alarms(self, cuts: list[int] | None = None, *, resume: bool = False) -> list[Alarm]:
+        """What a monitor says of it; `resume`: with a new one, restored from the last, for every batch."""
+        drift, found = self.drift(), []
+        for batch, trained, now in self.batches(cuts or [*range(0, int(self.keep.sum()), 100), int(self.keep.sum())]):
+            found += drift.observe(batch, trained, now if cuts is None else None)
+            if resume:
+                state = {part: {name: a.copy() for name, a in arrays.items()} for part, arrays in drift.state().items()}
+                drift = self.drift()
+                drift.restore(state)
+        self.last = drift
+        return found
+
+    def drift(self) -> Drift:
+        return Drift(MonitorConfig(), self.kind, 3, FEATURES)
+
+
+def mean(rows: Rows) -> None:
+    rows.x[rows.new, 3] += 0.5
+
+
+def spread(rows: Rows) -> None:
+    rows.x[rows.new, 3] *= 1.5
+
+
+def shape(rows: Rows) -> None:  # of the same mean and variance
+    rows.x[rows.new, 3] = np.sign(rows.x[rows.new, 3])
+
+
+def correlation(rows: Rows) -> None:
+    rows.x[rows.new, 0] *= -1
+
+
+def missing(rows: Rows) -> None:
+    rows.x[rows.new & (rows.rng.random(ROWS) < 0.1), 1] = np.nan
+
+
+def category(rows: Rows) -> None:
+    rows.c[rows.new & (rows.rng.random(ROWS) < 0.1)] = 17
+
+
+def concept(rows: Rows) -> None:
+    rows.truth[rows.new] *= -1
+
+
+def label(rows: Rows) -> None:
+    rows.keep = ~rows.new | (rows.truth > 0) | (rows.rng.random(ROWS) < 0.3)
+
+
+def late(rows: Rows) -> None:
+    rows.late_ms[rows.new] *= 3
+
+
+CHANGES: dict[str, tuple[Callable[[Rows], None], set[str], str | None]] = {
+    "mean": (mean, {"feature"}, "x3"),
+    "spread": (spread, {"feature"}, "x3"),
+    "shape": (shape, {"feature"}, "x3"),
+    "correlation": (correlation, {"correlation"}, "x0 x x1"),
+    "missing": (missing, {"missing"}, "x1"),
+    "category": (category, {"category"}, "c"),
+    "concept": (concept, {"concept"}, None),
+    "label": (label, {"label", "feature"}, None),
+    "late": (late, {"label_delay"}, None),
+}
+
+
+@pytest.mark.parametrize("kind", ["binary", "multiclass", "regression"])
+def test_a_steady_stream_raises_nothing(kind: str) -> None:
+    assert Rows(kind).alarms() == []
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_is_found_named_and_said_once(name: str) -> None:
+    change, families, feature = CHANGES[name]
+    rows = Rows()
+    change(rows)
+    (alarm,) = rows.alarms()
+    assert alarm.family in families <= set(FAMILIES)
+    assert alarm.feature == feature or len(families) > 1
+    assert CHANGE < alarm.row <= CHANGE + 1100
+    assert CHANGE - 1024 <= alarm.since_row <= alarm.row
+    assert alarm.since_row - 128 <= alarm.since_time // 1000 + 1 <= alarm.since_row
+    assert alarm.event_time == (alarm.row - 1) * 1000
+    assert 0 <= alarm.p < 1e-3
+    assert alarm.effect != 0
+    assert alarm.detail
+
+
+@pytest.mark.parametrize("kind", ["binary", "multiclass", "regression"])
+@pytest.mark.parametrize("name", ["mean", "concept"])
+def test_other_tasks_find_it_too(kind: str, name: str) -> None:
+    change, families, _ = CHANGES[name]
+    rows = Rows(kind)
+    change(rows)
+    assert rows.alarms()[0].family in families
+
+
+def test_scores_that_lean_to_one_side_are_no_longer_calibrated() -> None:
+    rows = Rows()
+    rows.lean[rows.new] = 0.15
+    found = {alarm.family for alarm in rows.alarms()}
+    assert found <= {"calibration", "prediction", "concept"}
+    assert found & {"calibration", "prediction"}
+
+
+def test_a_season_is_no_drift() -> None:
+    rows = Rows()
+    rows.x[:, 3] += 0.5 * np.sin(2 * np.pi * np.arange(ROWS) / 500)
+    assert rows.alarms() == []
+
+
+def test_a_column_that_never_stands_still_is_not_said_again_and_again() -> None:
+    rows = Rows()
+    rows.x[:, 3] += np.arange(ROWS) / 300
+    assert 1 <= len(rows.alarms()) <= 3
+
+
+@pytest.mark.parametrize("name", ["mean", "concept", "label", "missing"])
+def test_nothing_depends_on_how_the_stream_is_cut_or_resumed(name: str) -> None:
+    rows = Rows()
+    CHANGES[name][0](rows)
+    stop = int(rows.keep.sum())
+    straight = rows.alarms([0, stop])
+    whole = rows.last.state()
+    assert straight
+    rng = np.random.default_rng(1)
+    cuts = sorted({0, stop, *rng.integers(1, stop, 60).tolist()})
+    assert rows.alarms(cuts, resume=True) == straight
+    for part, arrays in rows.last.state().items():
+        for at, array in arrays.items():
+            np.testing.assert_array_equal(array, whole[part][at], f"{part}.{at}")
