@@ -97,6 +97,14 @@ CLASSES = {
         "psi_threshold": IDENTITY,
         "adwin_delta": IDENTITY,
     },
+    "on_drift": {
+        "version": RECORDED,
+        "hold_promotion": RECORDED,
+        "hold_rows": RECORDED,
+        "rewarm": RECORDED,
+        "restart_metrics": RECORDED,
+        "webhook": FREE,
+    },
     "snapshot": {"every": FREE, "keep": FREE, "anchor_every": FREE, "owed_max": FREE, "mirror": FREE},
     "registry": {
         "tracking_uri": FREE,
