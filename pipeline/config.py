@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from consumers.config import (
     INT64_MAX,
@@ -21,6 +21,7 @@ from consumers.config import (
     StreamConfig,
     parse_duration,
 )
+from pipeline.drift import FAMILIES
 
 
 class Cadence(Model):
@@ -140,6 +141,27 @@ class MonitorConfig(Model):
     settle_rows: int = Field(default=512, ge=128)  # after a change, until what comes is taken as usual
 
 
+Families = tuple[Literal[FAMILIES], ...]  # type: ignore[valid-type]
+
+
+class OnDriftConfig(Model):
+    """`[on_drift]`: what follows an alarm, by its family. See `pipeline.policies`."""
+
+    version: Families = ()  # a version at once
+    hold_promotion: Families = ()  # versions take no alias ...
+    hold_rows: int = Field(default=50_000, ge=1)  # ... for so many rows
+    rewarm: Families = ()  # the learner learns faster for a while
+    restart_metrics: Families = ()  # the recent metrics are of rows from here on
+    webhook: str | None = None  # an http(s) address that gets every alarm as JSON
+
+    @field_validator("webhook")
+    @classmethod
+    def _http(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("a webhook is an http:// or https:// address")
+        return value
+
+
 class SnapshotConfig(Model):
     """`[snapshot]`."""
 
@@ -178,6 +200,7 @@ class JobConfig(Model):
     stream: StreamConfig = StreamConfig()
     learner: LearnerConfig = LearnerConfig()
     monitor: MonitorConfig = MonitorConfig()
+    on_drift: OnDriftConfig = OnDriftConfig()
     snapshot: SnapshotConfig = SnapshotConfig()
     registry: RegistryConfig = RegistryConfig()
     dead_letters: DeadLettersConfig

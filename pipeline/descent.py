@@ -36,6 +36,14 @@ class Descent:
     def step(self, batch: Batch) -> Outcome:
         return self.executor.step(batch)
 
+    def rewarm(self) -> None:
+        """Forgets what the optimizer knows of earlier gradients: Adam's steps begin at their full size again.
+
+        Resetting the moments when the objective changes: Asadi et al., "Resetting the Optimizer in Deep RL" (2023).
+        """
+        self.executor.forget()
+        self.optimizer.state.clear()
+
     def state(self) -> dict[str, np.ndarray]:
         self.executor.settle()
         arrays: dict[str, np.ndarray] = {}

@@ -1,4 +1,4 @@
-"""What a committed snapshot does outside: dead letters, metrics, versions, the mirror. Each may be repeated."""
+"""What a committed snapshot does outside: dead letters, metrics, versions, alarms, the mirror. Each may be repeated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.store import LocalStore, Manifest
 if TYPE_CHECKING:
     from pipeline.version import Registry
 
-_OWED = {"dead_letters": "dead_letters", "metrics": "points", "registry": "version"}
+_OWED = {"dead_letters": "dead_letters", "metrics": "points", "registry": "version", "alarms": "alarms"}
 """The owed blob that each sink releases."""
 
 
@@ -73,6 +73,16 @@ class Effects:
             self._tell(f"the version of snapshot {manifest['sequence']} was deleted in MLflow: it stays deleted")
         else:
             self._tell(f"registered version {number} of {manifest['name']}: {manifest['rows_trained']:,} rows")
+
+    def alarms(self, manifest: Manifest) -> None:
+        """Tells the webhook of every alarm. One that comes again has the same id."""
+        address = self._newest()["config"]["on_drift"]["webhook"]
+        if address and (alarms := self._owed(manifest, "alarms")):
+            from pipeline.webhook import post
+
+            for number, alarm in enumerate(json.loads(alarms)):
+                identity = {"id": f"{manifest['snapshot_id']}-{number}", "name": manifest["name"]}
+                post(address, {**identity, "lineage": manifest["lineage"], **alarm})
 
     def mirror(self, manifest: Manifest) -> None:
         """Brings the mirror up to date: at each anchor, and once in the life of this process."""

@@ -27,6 +27,7 @@ _FREE = {
     "learner": {"device", "threads", "batch_wait"},  # the first two belong to the environment
     "monitor": {"every"},
     "snapshot": {"*"},
+    "on_drift": {"webhook"},
     "registry": {"tracking_uri", "artifact_location", "release_timeout"},
     "dead_letters": {"topic"},
 }
@@ -35,6 +36,7 @@ _FREE = {
 RECORDED = {
     "join": {"memory", "disk"},
     "monitor": {"frozen_after", "compare_after"},
+    "on_drift": {"version", "hold_promotion", "hold_rows", "rewarm", "restart_metrics"},
     "registry": {"register_every"},
     "dead_letters": {"hold_share", "hold_window"},
 }

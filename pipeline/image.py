@@ -67,7 +67,8 @@ def fill(state: State, arrays: Arrays, document: Mapping[str, Any], full_slab: F
     state.skipped_P = arrays["skipped"].copy()
     state.trained, state.refused = document["trained"], document["refused"]
     state.trained_ms = document["trained_ms"]
-    state.registered = document["registered"]
+    state.registered, state.held_until = document["registered"], document["held_until"]
+    state.history.restore(document["history"])
     state.bad_input.accept, state.bad_input.recent = document["accept_bad"], document["recent_bad"]
 
 
@@ -92,6 +93,8 @@ def _document(state: State, slabs: list[SlabView]) -> dict[str, Any]:
         "trained_ms": state.trained_ms,
         "refused": state.refused,
         "registered": state.registered,
+        "held_until": state.held_until,
+        "history": state.history.document(),
         "accept_bad": state.bad_input.accept,
         "recent_bad": state.bad_input.recent,
     }

@@ -53,6 +53,8 @@ class MemoryRegistry:
         if number not in versions:
             return None
         aliases = self._aliases.setdefault(candidate.name, {})
+        if not candidate.promoted:
+            return number
         placed = self._placed.setdefault(candidate.name, {})
         for alias in placed.keys() - aliases.keys():
             if placed[alias] not in versions:

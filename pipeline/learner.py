@@ -75,6 +75,10 @@ class Learner:
     def _frozen_scores(self, batch: Batch) -> Float32s | None:
         return self.method.score(self.frozen, batch.features_BC, self.score_width) if self.frozen else None
 
+    def rewarm(self) -> None:
+        """The world has changed: learns faster for a while."""
+        self.method.rewarm()
+
     def freeze(self) -> None:
         """Takes the frozen copy that later quality is compared with."""
         self.frozen = copy.deepcopy(self.scorer)

@@ -10,6 +10,7 @@ Lines are JSON arrays, sealed into gzip members that can be joined end to end. `
     ["lost", p, start, stop, place, reason]    messages that no reader survives: one reject stands for them
     ["config", {key: value}]                   recorded settings from here on
     ["environment", {name: version}]           what runs from here on
+    ["drift", family, feature, row, since_row, [action]]    an alarm, and what it did: the rebuild finds it again
     ["gap"]                                    lines before this one are missing: they were damaged
     ["snapshot", sequence, weights_sha256, state_sha256]    closes what that snapshot sealed
 """

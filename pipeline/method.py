@@ -26,6 +26,10 @@ class Method(Protocol):
         """Learns from one batch, or changes nothing if what comes of it is not finite."""
         ...
 
+    def rewarm(self) -> None:
+        """The world has changed: learns faster for a while."""
+        ...
+
     def state(self) -> dict[str, np.ndarray]:
         """What `restore` needs beside the module's parameters and buffers, as arrays."""
         ...

@@ -45,8 +45,8 @@ class Monitor:
 
     def observe(
         self, batch: Batch, frozen_scores_BS: Float32s | None, rows_trained: int, now_ms: int | None = None
-    ) -> None:
-        """Books the prequential scores of a batch, and those of the frozen copy once there is one.
+    ) -> list[Alarm]:
+        """Books the prequential scores of a batch, and those of the frozen copy once there is one. Returns new alarms.
 
         Args:
             batch: its rows of positive weight are booked, in order.
@@ -67,11 +67,16 @@ class Monitor:
                 shared_B = np.where(both_B, weights_B, np.float32(0))
                 self._of("compare_live", 0).update(live_BS, labels_B, shared_B)
                 self._of("compare_frozen", 0).update(frozen_BS, labels_B, shared_B)
-        if self._drift:
-            found = self._drift.observe(batch, rows_trained, now_ms)
-            for alarm in found:
-                self.alarm_counts[alarm.family] += 1
-            self.alarms = (self.alarms + found)[-ALARMS_MAX:]
+        found = self._drift.observe(batch, rows_trained, now_ms) if self._drift else []
+        for alarm in found:
+            self.alarm_counts[alarm.family] += 1
+        self.alarms = (self.alarms + found)[-ALARMS_MAX:]
+        return found
+
+    def restart_recent(self) -> None:
+        """The recent metrics are of the rows from here on."""
+        for quality in self._quality.values():
+            quality.restart_recent()
 
     def point(self) -> dict[str, float]:
         """Every metric that is defined by now, all finite: `live/auc_recent`, `compare/live_auc` and more."""

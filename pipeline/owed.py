@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from consumers.record import REJECTS, Partition
@@ -29,6 +30,7 @@ class Owed:
 
     letters: list[Letters] = field(default_factory=list)
     points: list[dict[str, Any]] = field(default_factory=list)
+    alarms: list[dict[str, Any]] = field(default_factory=list)
     version_due: bool = False
 
 
@@ -37,6 +39,7 @@ def owed_blobs(state: State, owed: Owed, topic_ids: dict[str, str]) -> dict[str,
     return {
         "dead_letters": _letters_blob(owed.letters, topic_ids),
         "points": json.dumps(owed.points).encode() if owed.points else None,
+        "alarms": json.dumps(owed.alarms).encode() if owed.alarms else None,
         "version": _version_blob(state) if owed.version_due else None,
     }
 
@@ -60,10 +63,12 @@ def _letters_blob(letters: list[Letters], topic_ids: dict[str, str]) -> bytes | 
 
 
 def _version_blob(state: State) -> bytes:
-    """The weights to publish, and a full block with the scores that they give here."""
+    """The weights to publish, a full block with the scores that they give here, and the run's course for its report."""
     features_BC = state.batcher.newest_BC
     scores_BS = state.learner.score(features_BC)
     arrays = {f"model.{name}": array for name, array in state.learner.weights().items()}
     arrays["check.features"] = features_BC
     arrays["check.scores"] = scores_BS if state.learner.score_width > 1 else scores_BS[:, 0]
+    course = {"alarms": state.monitor.document()["alarms"], "points": state.history.document()["points"]}
+    arrays["course"] = np.frombuffer(json.dumps(course).encode(), np.uint8)
     return b"".join(safetensors(arrays))

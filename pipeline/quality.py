@@ -112,6 +112,10 @@ class Quality:
             )
         _accumulate(self._kind, scores_BS, labels_B, weights_B, self._totals, self._counts, *self._ring())
 
+    def restart_recent(self) -> None:
+        """The recent metrics are of rows from here on."""
+        self._ring_weights_W[:] = 0
+
     def metrics(self) -> dict[str, float]:
         """Every metric that is defined by the rows so far, hence never NaN.
 

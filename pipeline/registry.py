@@ -19,6 +19,7 @@ import numpy as np
 
 from consumers.errors import CheckError
 from consumers.record import Float32s
+from pipeline import report
 from pipeline.tracking import artifact_root, database
 from pipeline.version import Candidate, Point, Version, alias_moves
 
@@ -94,7 +95,9 @@ class MLflowRegistry:
         description = candidate.description.replace("{version}", str(number))
         if canonical.description != description:
             self._client.update_model_version(candidate.name, str(number), description)
-        self._promote(candidate.name, number)
+        if candidate.promoted:
+            self._promote(candidate.name, number)
+        self._report(candidate)
         return number
 
     def newest(self, name: str, lineage: str | None = None) -> Version | None:
@@ -253,6 +256,14 @@ class MLflowRegistry:
         with torch.inference_mode():
             candidate.check(mlflow.pytorch.load_model(str(path))(torch.from_numpy(candidate.features_BC)).numpy())
         return model
+
+    def _report(self, candidate: Candidate) -> None:
+        """Puts the drift report in place of the run's last one."""
+        folder = self._scratch / "report"
+        shutil.rmtree(folder, ignore_errors=True)
+        report.write(folder, candidate)
+        with _patience():
+            self._client.log_artifacts(self._run(candidate.name, candidate.lineage), str(folder), "drift")
 
     def _promote(self, name: str, number: int) -> None:
         model = self._client.get_registered_model(name)

@@ -73,13 +73,13 @@ class Service:
         self._channel = channel
         self._store = LocalStore(state_dir)
         self._effects = effects = Effects(state_dir, self._store, lambda line: self._tell("line", line))
-        does = (effects.dead_letters, effects.metrics, effects.versions, effects.mirror)
-        kafka, metrics, registry, mirror = self._sinks = [
+        does = (effects.dead_letters, effects.metrics, effects.versions, effects.alarms, effects.mirror)
+        kafka, metrics, registry, webhook, mirror = self._sinks = [
             Sink(name, effect, read_marker(state_dir, name), read_shown(state_dir, name))
             for name, effect in zip(SINKS, does, strict=True)
         ]
         self._mlflow: Group = (metrics, registry)
-        self._groups: tuple[Group, ...] = ((kafka,), self._mlflow, (mirror,))
+        self._groups: tuple[Group, ...] = ((kafka,), self._mlflow, (webhook,), (mirror,))
         lock = threading.Lock()
         self._changed, self._rested = threading.Condition(lock), threading.Condition(lock)
         self._resting: set[Group] = set()  # groups for which nothing can be done just now

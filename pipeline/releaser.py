@@ -18,10 +18,10 @@ from typing import Any
 from consumers.errors import SnapshotError
 from pipeline.store import LocalStore
 
-SINKS = ("dead_letters", "metrics", "registry", "mirror")
+SINKS = ("dead_letters", "metrics", "registry", "alarms", "mirror")
 """Where a snapshot's effects go. Each is released in order, and none waits for another."""
 
-_OWING = SINKS[:3]  # these need the blobs that a snapshot owes; a mirror that fails holds up none of them
+_OWING = SINKS[:4]  # these need the blobs that a snapshot owes; a mirror that fails holds up none of them
 
 _COMMAND = (sys.executable, "-m", "pipeline.release")
 _RESTART_S = (1.0, 30.0)  # first and longest pause before a dead releaser is started again

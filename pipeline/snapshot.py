@@ -317,6 +317,7 @@ class Snapshots:
             "rows_trained": state.trained,
             "metrics": state.monitor.point(),
             "alarms": state.monitor.alarm_count,
+            "promotion_held": state.trained < state.held_until,
         }
 
     def _next_anchor(self, state: State) -> int | None:

@@ -27,9 +27,11 @@ from consumers.record import (
     Tick,
 )
 from pipeline.config import Cadence, DeadLettersConfig, JobConfig
+from pipeline.history import History
 from pipeline.identity import recorded
 from pipeline.monitor import Monitor
 from pipeline.owed import Letters, Owed
+from pipeline.policies import react
 
 if TYPE_CHECKING:  # S works with every learner; only the real one needs torch
     from pipeline.learner import Learner, StepReport
@@ -65,8 +67,10 @@ class State:
         self.refused = 0
         self.trained_ms = 0  # the stream's time at the last step
         self.registered = 0  # rows trained when the last version fell due
+        self.held_until = 0  # rows trained when versions may take aliases again
         self.label_delay_ms: float | None = None  # newest labels' mean time less their features'; not part of S
         self.bad_input = BadInput(job.dead_letters)
+        self.history = History()
         self.ledger: list[list[Any]] = []
         self.owed = Owed()
         self._index = {partition: index for index, partition in enumerate(positions)}
@@ -137,7 +141,7 @@ class State:
 
     def _obey(self, command: Command) -> None:
         if command.name == "register":
-            self._owe_version()
+            self.owe_version()
         elif command.name == "accept_bad":
             self.bad_input.accept += command.argument
         else:
@@ -164,16 +168,19 @@ class State:
             return
         before, self.trained, self.trained_ms = self.trained, self.trained + batch.rows, self.time_ms
         now_ms = self.trained_ms if self.job.labels else None
-        self.monitor.observe(batch, report.frozen_scores_BS, self.trained, now_ms)
+        for alarm in self.monitor.observe(batch, report.frozen_scores_BS, self.trained, now_ms):
+            react(self, alarm)
         frozen_after = self.job.monitor.frozen_after
         if self.learner.frozen is None and frozen_after is not None and self.trained >= frozen_after:
             self.learner.freeze()
         if crossed(self.job.monitor.every, before, self.trained):
             self.owed.points.append(self.point())
+            self.history.add(self.owed.points[-1])
         if crossed(self.job.registry.register_every, before, self.trained):
-            self._owe_version()
+            self.owe_version()
 
-    def _owe_version(self) -> None:
+    def owe_version(self) -> None:
+        """A version falls due, unless nothing was learned since the last one."""
         self.owed.version_due = self.trained > self.registered
 
     def seal(self) -> tuple[list[list[Any]], Owed]:

@@ -50,6 +50,9 @@ class Candidate:
     tags: Mapping[str, str]
     description: str  # Markdown; "{version}" stands for the version's number
     point: Point
+    promoted: bool = True  # may take aliases
+    alarms: Sequence[Mapping[str, Any]] = ()  # the newest ones, as documents
+    points: Sequence[Mapping[str, Any]] = ()  # see `pipeline.history`
 
     def check(self, scores: npt.NDArray[Any]) -> None:
         """Raises CheckError if `scores`, of the check block, are not those of the trainer."""
@@ -172,6 +175,8 @@ def candidate(owed: bytes, manifest: Manifest) -> Candidate:
         tags=tags(manifest),
         description=describe(manifest),
         point=Point(manifest["rows_trained"], manifest["trained_ms"], manifest["metrics"]),
+        promoted=not manifest["promotion_held"],
+        **json.loads(tensors["course"].numpy().tobytes()),
     )
 
 

@@ -70,10 +70,11 @@ class Trainer:
         """As a start does: all snapshots on disk are durable."""
         self.releaser.start(max(self.store.sequences(), default=-1))
 
-    def commit(self, sequence, *, rejects=(), version=False, **changes):
+    def commit(self, sequence, *, rejects=(), alarms=(), version=False, **changes):
         owed = {
             "dead_letters": self.store.put([rejects_blob(rejects)]) if rejects else None,
             "points": self.store.put([json.dumps([point(sequence)]).encode()]) if sequence else None,
+            "alarms": self.store.put([json.dumps(alarms).encode()]) if alarms else None,
             "version": self.store.put([self.version_blob(sequence)]) if version else None,
         }
         where = {"topic": self.job.features.topic, "topic_id": "topic-id", "partition": 0}
@@ -100,6 +101,7 @@ class Trainer:
             "weights_sha256": "0" * 64,
             "metrics": point(sequence)["values"],
             "alarms": 0,
+            "promotion_held": False,
             "time_ms": point(sequence)["time_ms"],
             "trained_ms": point(sequence)["time_ms"],
             "blobs": {},
@@ -119,7 +121,9 @@ class Trainer:
         with torch.inference_mode():
             scores_B = scorer(features_BC)
         weights = {f"model.{name}": tensor for name, tensor in scorer.module.state_dict().items()}
-        return safetensors.torch.save(weights | {"check.features": features_BC, "check.scores": scores_B.clone()})
+        course = torch.frombuffer(bytearray(b'{"alarms": [], "points": []}'), dtype=torch.uint8)
+        blob = {"check.features": features_BC, "check.scores": scores_B.clone(), "course": course}
+        return safetensors.torch.save(weights | blob)
 
     def check_block(self, sequence):
         tensors = safetensors.torch.load(self.store.get(self.store.manifest(sequence)["owed"]["version"]))

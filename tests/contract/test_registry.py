@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -323,3 +324,20 @@ def test_files_of_a_new_experiment_lie_beside_a_sqlite_database(tmp_path, monkey
     assert artifact_root("http://localhost:5000", None) is None
     assert artifact_root("http://localhost:5000", "s3://bucket/path") == "s3://bucket/path"
     assert artifact_root("sqlite:///mlflow.db", "elsewhere") == (tmp_path / "elsewhere").as_uri()
+
+
+def test_a_version_whose_promotion_is_held_takes_no_alias(registry, name):
+    registry.register(candidate(name, 1))
+    assert registry.register(candidate(name, 2, promoted=False)) == 2
+    assert registry.aliases(name) == {"champion": 1, "challenger": 1}
+    registry.register(candidate(name, 3))
+    assert registry.aliases(name) == {"champion": 3, "challenger": 3, "previous": 1}
+
+
+def test_a_run_has_the_drift_report_of_its_newest_version(mlflow_registry, name, tmp_path):
+    mlflow_registry.register(candidate(name, 1))
+    mlflow_registry.register(candidate(name, 2))
+    client, run_id = mlflow_registry._client, mlflow_registry._run(name, f"lineage-of-{name}")
+    assert {file.path for file in client.list_artifacts(run_id, "drift")} == {"drift/report.html", "drift/report.png"}
+    page = client.download_artifacts(run_id, "drift/report.html", str(tmp_path))
+    assert "After 2 rows" in Path(page).read_text()

@@ -20,6 +20,7 @@ from consumers.broker import create_topics
 from pipeline.releaser import SINKS, read_marker, released
 from tests.mlflow_server import MLflowServer
 from tests.releasing import LINEAGE, REJECT, WAIT_S, Trainer, client_of, logged_steps, mock_kafka, read_all, runs, until
+from tests.webhook_server import Answering
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:::mlflow", "ignore:::torch", "ignore::ResourceWarning"),
@@ -231,3 +232,22 @@ def _alive(pid):
         return _field(pid, "State")[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_a_webhook_gets_an_alarm_until_it_takes_it(tmp_path, kafka_mock):
+    webhook = Answering()
+    webhook.answers = [503, 200]
+    trainer = Trainer(
+        tmp_path, kafka_mock, f"sqlite:///{tmp_path}/mlflow.db", "told", on_drift={"webhook": webhook.address}
+    )
+    trainer.commit(0)
+    trainer.start_releaser()
+    trainer.commit(1, alarms=[{"family": "concept", "row": 7, "done": ["rewarm"]}])
+    try:
+        lines = until(lambda: read_marker(trainer.state_dir, "alarms") == 1, trainer)
+    finally:
+        trainer.releaser.close()
+        webhook.stop()
+    expected = {"id": f"{LINEAGE}-1-0", "name": "told", "lineage": LINEAGE, "family": "concept", "row": 7}
+    assert webhook.got == [(f"{LINEAGE}-1-0", {**expected, "done": ["rewarm"]})] * 2
+    assert any("on_drift.webhook answered 503" in line for line in lines)

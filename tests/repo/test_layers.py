@@ -30,6 +30,7 @@ ONLY_IN = {
     ),
     "torch": ("pipeline",),
     "pipeline": ("pipeline",),
+    "matplotlib": ("pipeline.report",),
     "rich": ("pipeline.demo", "pipeline.cli"),
 }
 """Who may import what, wherever in the file the import stands: a module, or a package with all below it."""

@@ -100,6 +100,14 @@ CLASSES = {
         "drift_p": IDENTITY,
         "settle_rows": IDENTITY,
     },
+    "on_drift": {
+        "version": RECORDED,
+        "hold_promotion": RECORDED,
+        "hold_rows": RECORDED,
+        "rewarm": RECORDED,
+        "restart_metrics": RECORDED,
+        "webhook": FREE,
+    },
     "snapshot": {"every": FREE, "keep": FREE, "anchor_every": FREE, "owed_max": FREE, "mirror": FREE},
     "registry": {
         "tracking_uri": FREE,

@@ -1,0 +1,29 @@
+"""Alarms as HTTP requests."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+from consumers.errors import DependencyError
+
+_TIMEOUT_S = 5.0
+
+
+def post(address: str, document: dict[str, Any]) -> None:
+    """POSTs a document with an `id`, as JSON; the id is also the request's Idempotency-Key.
+
+    Raises DependencyError unless the answer is a success: then it has to be sent again.
+    """
+    headers = {"Content-Type": "application/json", "Idempotency-Key": document["id"]}
+    request = Request(address, json.dumps(document).encode(), headers, method="POST")
+    try:
+        with urlopen(request, timeout=_TIMEOUT_S):
+            pass
+    except HTTPError as error:
+        raise DependencyError(f"on_drift.webhook answered {error.code} {error.reason}; alarms wait for it") from error
+    except (URLError, OSError) as error:
+        reason = error.reason if isinstance(error, URLError) else error
+        raise DependencyError(f"on_drift.webhook does not answer ({reason}); alarms wait for it") from error

@@ -1,0 +1,184 @@
+"""What follows an alarm, and what its report shows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from consumers.errors import DependencyError
+from consumers.record import Partition
+from pipeline import report
+from pipeline.drift import Alarm
+from pipeline.history import POINTS_MAX, History
+from pipeline.image import Image, fill
+from pipeline.learner import Learner
+from pipeline.policies import react
+from pipeline.state import State, fresh_positions
+from pipeline.version import Candidate, Point
+from pipeline.webhook import post
+from tests.stream import job
+from tests.webhook_server import Answering
+
+ALARM = Alarm("concept", None, 900, 5000, 700, 4000, 0.2, 1e-6, "mean error rose from 0.1 to 0.3")
+
+
+def state_of(tmp_path: Path, **on_drift: Any) -> State:
+    config = job(tmp_path / "state", on_drift=on_drift)
+    topics = [config.features.topic, config.labels.topic if config.labels else ""]
+    state = State(config, fresh_positions({Partition(topic, 0): 0 for topic in topics}), Learner(config))
+    state.trained = 1000
+    return state
+
+
+def restored(state: State) -> State:
+    topic_ids = {partition.topic: "id" for partition in state.positions}
+    image = Image.of(state, topic_ids)
+    again = State(state.job, fresh_positions(dict.fromkeys(state.positions, 0)), Learner(state.job))
+    fill(again, image.arrays, json.loads(json.dumps(image.document)), lambda *_: ({}, None))
+    return again
+
+
+def test_an_alarm_alone_does_nothing_but_stand_in_the_ledger(tmp_path: Path) -> None:
+    state = state_of(tmp_path)
+    react(state, ALARM)
+    assert state.ledger == [["drift", "concept", None, 900, 700, []]]
+    assert not state.owed.version_due
+    assert state.held_until == 0
+    assert state.owed.alarms == []
+
+
+def test_what_follows_goes_by_the_family(tmp_path: Path) -> None:
+    state = state_of(tmp_path, version=["concept"], hold_promotion=["concept", "label"], hold_rows=50)
+    react(state, replace(ALARM, family="feature", feature="x"))
+    assert (state.owed.version_due, state.held_until) == (False, 0)
+    react(state, replace(ALARM, family="label"))
+    assert (state.owed.version_due, state.held_until) == (False, 1050)
+    react(state, ALARM)
+    assert state.owed.version_due
+    assert state.ledger[-1] == ["drift", "concept", None, 900, 700, ["version", "hold_promotion"]]
+
+
+def test_a_webhook_is_owed_the_alarm_and_what_was_done(tmp_path: Path) -> None:
+    state = state_of(tmp_path, version=["concept"], webhook="http://example.org/alarms")
+    react(state, ALARM)
+    assert state.owed.alarms == [{**ALARM.document(), "done": ["version"]}]
+    state.seal()
+    assert state.owed.alarms == []
+
+
+def test_a_rewarmed_optimizer_has_forgotten_earlier_gradients(tmp_path: Path) -> None:
+    state = state_of(tmp_path, rewarm=["concept"])
+    batch = next(iter(full_batches(state)))
+    state.learner.step(batch)
+    assert any(name.startswith("optimizer.") for name in state.learner.state())
+    react(state, ALARM)
+    assert not any(name.startswith("optimizer.") for name in state.learner.state())
+    assert not state.learner.step(batch).refused
+
+
+def test_recent_metrics_begin_anew(tmp_path: Path) -> None:
+    state = state_of(tmp_path, restart_metrics=["concept"])
+    state.monitor.observe(next(iter(full_batches(state))), None, 64)
+    assert "live/accuracy_recent" in state.monitor.point()
+    react(state, ALARM)
+    point = state.monitor.point()
+    assert "live/accuracy_recent" not in point
+    assert "live/accuracy" in point
+
+
+def test_the_hold_and_the_course_survive_a_restart(tmp_path: Path) -> None:
+    state = state_of(tmp_path, hold_promotion=["concept"])
+    react(state, ALARM)
+    state.history.add({"time_ms": 5, "values": {"live/auc_recent": 0.7, "drift/psi_max": 1.0}})
+    again = restored(state)
+    assert again.held_until == state.held_until > 0
+    assert again.history.document() == state.history.document()
+    assert again.history.document()["points"] == [{"time_ms": 5, "values": {"live/auc_recent": 0.7}}]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [("rewarm", ["konzept"], "'concept', 'feature'"), ("webhook", "ftp://x", "http:// or https://")],
+)
+def test_what_cannot_be_meant_is_refused(tmp_path: Path, key: str, value: Any, said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        state_of(tmp_path, **{key: value})
+
+
+def full_batches(state: State) -> Iterator[Any]:
+    """Batches of learnable rows, as the batcher gives them."""
+    from consumers.batch import Batch
+
+    rows, columns = state.job.learner.batch_size, state.job.features.columns
+    draw = np.random.default_rng(0)
+    features_BC = np.zeros((rows, columns), np.float32)
+    features_BC[:, 0] = draw.normal(size=rows)
+    labels_B = (features_BC[:, 0] > 0).astype(np.float32)
+    scores_BS = np.full((rows, 1), 0.5, np.float32)
+    yield Batch(features_BC, labels_B, np.ones(rows, np.float32), scores_BS, np.arange(rows), rows)
+
+
+def test_a_long_run_keeps_a_thinned_course() -> None:
+    history, count = History(), 5 * POINTS_MAX
+    for number in range(count):
+        history.add({"time_ms": number, "values": {"live/auc_recent": number / count}})
+    times = [point["time_ms"] for point in history.document()["points"]]
+    steps = {after - before for before, after in pairwise(times)}
+    assert POINTS_MAX / 2 <= len(times) <= POINTS_MAX
+    assert times[0] == 0
+    assert len(steps) == 1
+    assert count - times[-1] <= steps.pop()
+
+
+def candidate(**changes: Any) -> Candidate:
+    points = [{"time_ms": 86_400_000 * day, "values": {"live/auc_recent": 0.7 + day / 100}} for day in range(5)]
+    made = Candidate(
+        "flights & more", "lineage", "lineage-1", None, np.zeros((2, 1), np.float32), np.zeros(2, np.float32), 0.0, {},
+        {}, "", Point(1000, 5, {}), alarms=[ALARM.document()], points=points,
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+def test_a_report_is_one_page_with_its_picture_and_every_alarm(tmp_path: Path) -> None:
+    report.write(tmp_path / "report", candidate(promoted=False))
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert (tmp_path / "report" / "report.png").read_bytes().startswith(b"\x89PNG")
+    for expected in ("flights &amp; more", "1 concept", "1970-01-01 00:00:04", "mean error rose", "Promotion is held"):
+        assert expected in page
+
+
+def test_a_report_of_a_quiet_run_says_so(tmp_path: Path) -> None:
+    report.write(tmp_path / "report", candidate(alarms=[], points=[]))
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "no alarm(s)" in page
+    assert "<table>" not in page
+
+
+@pytest.fixture
+def webhook() -> Iterator[Answering]:
+    server = Answering()
+    yield server
+    server.stop()
+
+
+def test_an_alarm_is_posted_with_its_id(webhook: Answering) -> None:
+    webhook.answers = [204]
+    post(webhook.address, {"id": "a-1", "family": "concept"})
+    assert webhook.got == [("a-1", {"id": "a-1", "family": "concept"})]
+
+
+def test_an_alarm_that_was_not_taken_waits(webhook: Answering) -> None:
+    webhook.answers = [503]
+    with pytest.raises(DependencyError, match="answered 503"):
+        post(webhook.address, {"id": "a-1"})
+    webhook.stop()
+    with pytest.raises(DependencyError, match="does not answer"):
+        post(webhook.address, {"id": "a-1"})
