@@ -209,7 +209,9 @@ class Oracle:
 def copied_out(examples: Examples) -> Examples:
     """As the batcher does, before the join goes on."""
     names = ("features", "weight", "scores", "event_time")
-    return Examples(np.arange(len(examples)), examples.labels_N.copy(), {name: examples.take(name) for name in names})
+    columns = {name: examples.take(name) for name in names}
+    copies = (examples.labels_N.copy(), examples.age_N.copy(), examples.assumed_N.copy())
+    return Examples(np.arange(len(examples)), *copies, columns, examples.final)
 
 
 def run(join: Join, steps: list[Apply | Advance], first_id: int, labelled: bool) -> list[Examples]:
