@@ -192,7 +192,7 @@ class Join:
         return [view for table in self._tables for view in table.views()]
 
     def restore(
-        self, slabs: Iterable[SlabView], counts_PO: Int64s, watermark: int, filled_in: int, assumed: int = 0
+        self, slabs: Iterable[SlabView], counts_PO: Int64s, watermark: int, filled_in: int, assumed: int
     ) -> None:
         """Takes up, in a new object, where a snapshot left off. A smaller budget evicts the oldest slabs.
 
