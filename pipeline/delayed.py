@@ -102,6 +102,5 @@ class Delayed:
 
 def early_factor(scores_N: npt.NDArray[np.float64], late_share: float) -> npt.NDArray[np.float64]:
     """(1 - p) / (1 - p + p d), and 1 where a score is not finite."""
-    negative_N = 1 - scores_N
-    factor_N = negative_N / (negative_N + scores_N * late_share)
-    return np.where(np.isfinite(factor_N), factor_N, 1.0)
+    positive_N = np.where(np.isfinite(scores_N), scores_N, 0.0)
+    return (1 - positive_N) / (1 - positive_N + positive_N * late_share)

@@ -21,13 +21,13 @@ from tests.lives import ROWS, Story, same_state
 from tests.stream import START_MS, events, job
 
 EARLY = JoinConfig(window=1000, negative_after=100)
-POLICY = {"window": "2s", "on_expiry": "negative", "negative_after": "150ms", "keep_negatives": 0.5}
+POLICY = {"window": "1s", "on_expiry": "negative", "negative_after": "150ms", "keep_negatives": 0.5}
 
 
 def examples(labels: list[float], assumed: list[bool], *, final: bool = True, score: float = 0.25) -> Examples:
     """With weights 1, 2, 3 and keys whose hashes rise evenly."""
     rows, labels_N, assumed_N = len(labels), np.array(labels, np.float32), np.array(assumed, np.bool_)
-    key_N = np.linspace(0, 2**64, rows, endpoint=False).astype(np.uint64)
+    key_N = np.linspace(0, 2.0**64, rows, endpoint=False).astype(np.uint64)
     columns = {
         "key": np.stack([np.zeros_like(key_N), key_N], axis=1),
         "features": np.arange(rows, dtype=np.float32)[:, None],
@@ -134,16 +134,16 @@ def test_each_score_is_booked_once_with_its_true_label_never_with_the_assumed_on
 ) -> None:
     watched, known = Watched(tmp_path, monkeypatch), truth()
     counts = watched.story.live()["counts"]
-    assert sorted(time for time, *_ in watched.booked) == sorted(known)
-    lapsed = [(time, label, age) for time, label, age in watched.booked if known[time][1] > 2000]
-    assert {(label, age) for _, label, age in lapsed} == {(0.0, 2000)}
-    for time, label, age in watched.booked:
-        assert known[time][1] > 2000 or known[time] == (label, age)
+    booked = {time: (label, age) for time, label, age in watched.booked}
+    waiting = known.keys() - booked.keys()
+    assert len(booked) == len(watched.booked) == counts["examples"]["booked"] > 0.95 * ROWS
+    assert all(known[time][1] > 1000 for time in waiting), "their label came too late, and time stood still"
+    for time, found in booked.items():
+        assert found == (known[time] if known[time][1] <= 1000 else (0.0, 1000))
     made = counts["examples"]
     assert made["corrected"] > 100 < made["confirmed"]
-    assert made["assumed"] == made["corrected"] + made["confirmed"]
-    assert made["booked"] == ROWS
-    assert made["trained"] + made["confirmed"] + made["left_out"] == ROWS + made["assumed"]
+    assert 0 <= made["assumed"] - made["corrected"] - made["confirmed"] <= len(waiting)
+    assert made["trained"] + made["confirmed"] + made["left_out"] == made["booked"] + made["assumed"]
 
 
 def test_killed_after_a_few_entries_each_time_it_is_the_same_run(tmp_path: Path) -> None:
