@@ -64,7 +64,7 @@ def learner_stages(state: State) -> list[Stage]:
         Stage("step", "moments of the standardiser", ((Standardiser, "update"),)),
         Stage("step", "forward and loss", ((learner.module, "forward"), (learner.task, "loss"))),
         Stage("step", "backward", ((torch.Tensor, "backward"),)),
-        Stage("step", "optimizer", ((learner.optimizer, "step"),)),
+        Stage("step", "optimizer", ((learner.method.optimizer, "step"),)),
         Stage("step", "what a refused step needs, norm, modes", ((Eager, "step"), (Training, "gradients"))),
         Stage("frozen copy", "its scores", ((Learner, "_frozen_scores"),), whole=True),
         Stage("join", "rules for features", ((consumers.join, "apply_features"),)),

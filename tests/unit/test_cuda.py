@@ -98,7 +98,7 @@ def unseen(learner: Learner, with_batch: Batch, refuse: float = 0) -> tuple[floa
     tensors = tuple(
         torch.from_numpy(array) for array in (with_batch.features_BC, with_batch.labels_B, with_batch.weights_B)
     )
-    loss, refused = learner._executor._training.step_unseen(tensors, torch.tensor(refuse)).tolist()
+    loss, refused = learner.method.executor._training.step_unseen(tensors, torch.tensor(refuse)).tolist()
     return loss, refused
 
 
@@ -119,7 +119,7 @@ def test_a_rehearsal_changes_nothing() -> None:
     before = digest(learner)
     assert unseen(learner, batch(1), refuse=1)[1] == 1
     assert digest(learner) == before
-    assert not hasattr(learner.optimizer, "found_inf")
+    assert not hasattr(learner.method.optimizer, "found_inf")
 
 
 # The order, over a device that keeps what it was told for later.
@@ -244,7 +244,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Pretended:
 
 def graphed(config: Any) -> Learner:
     learner = Learner(config)
-    learner._executor = Graphed(learner._executor._training, SIZE, config.features.columns, CPU)
+    learner.method.executor = Graphed(learner.method.executor._training, SIZE, config.features.columns, CPU)
     return learner
 
 
@@ -374,8 +374,8 @@ def test_graphs_give_the_bits_of_eager_execution(name: str, precision: str) -> N
         assert learner.score(features).tobytes() == eager.score(features).tobytes()
         assert learner.step(batch(seed)).loss == eager.step(batch(seed)).loss
     assert digest(learner) == digest(eager)
-    assert learner._executor._stepping is not None
-    assert all(graph is not None for graph, _ in learner._executor._scorings.values())
+    assert learner.method.executor._stepping is not None
+    assert all(graph is not None for graph, _ in learner.method.executor._scorings.values())
 
 
 @on_gpu

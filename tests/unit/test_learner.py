@@ -145,7 +145,7 @@ def test_averages_of_gradients_that_vanished_become_zero_and_scores_are_as_anywh
     once.features_BC[:, 2], again.features_BC[:, 2] = 1, 2  # a category that never comes again
     for number in range(1200):
         learner.step(once if number < 3 else again)
-    (embedding,) = (slots for parameter, slots in learner.optimizer.state.items() if parameter.shape == (16, 8))
+    (embedding,) = (slots for parameter, slots in learner.method.optimizer.state.items() if parameter.shape == (16, 8))
     assert embedding["exp_avg_sq"][1].all()
     assert not embedding["exp_avg"][1].any()  # else it would end at some 5e-45, which is slow, for ever
     assert (torch.tensor(1e-40) * 1).item() > 0, "only steps flush"
