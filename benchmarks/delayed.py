@@ -45,7 +45,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "wait": {},
     "negative at once": {"negative_after": 0.0},
     "negative after a tenth": {"negative_after": 0.1},
-    "wait, a tenth of the negatives": {"keep_negatives": 0.1},
+    "wait, half of the negatives": {"keep_negatives": 0.5},
 }
 """Settings of `[join]`; `negative_after` as a share of the window. The first one is the default."""
 
