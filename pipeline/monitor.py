@@ -91,6 +91,8 @@ class Monitor:
         for name, quality in sorted(self._quality.items()):
             prefix = name.replace("_", "/") + "_" if name.startswith("compare_") else f"{name}/"
             point |= {prefix + metric: value for metric, value in quality.metrics().items()}
+            if "by_age" in name:
+                point[f"{prefix}rows"] = float(quality.rows)
             if quality.unmeasured:
                 point[f"{prefix}unmeasured"] = float(quality.unmeasured)
         if self._drift:
