@@ -86,7 +86,8 @@ class Batcher:
             self._age_B[target] = examples.age_N[source]
             examples.take("weight", source, self._weights_B[target])
             if examples.factor_N is not None:
-                self._weights_B[target] *= examples.factor_N[source]
+                with np.errstate(over="ignore"):  # the step refuses what is not finite
+                    self._weights_B[target] *= examples.factor_N[source]
             examples.take("scores", source, self._scores_BS[target])
             examples.take("event_time", source, self._event_time_B[target])
             self.filled += count

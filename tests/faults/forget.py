@@ -220,6 +220,7 @@ def stories() -> Iterator[Story]:
     yield Story("killed before a partition is idle", scenario, until=(silent + 10, loud))
     for seed in (5, 2):
         yield Story(f"labels that come minutes late, seed {seed}", _slow_labels(seed), 30)
+    yield Story("an alarm over scores that wait to be booked", Scenario(5), 23)
     for cut in (6, 20):
         yield Story(f"a broken producer, {cut} entries", _broken_producer(), cut, accept_bad=40)
 
