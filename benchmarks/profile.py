@@ -66,7 +66,7 @@ def learner_stages(state: State) -> list[Stage]:
         Stage("step", "backward", ((torch.Tensor, "backward"),)),
         Stage("step", "optimizer", ((learner.method.optimizer, "step"),)),
         Stage("step", "what a refused step needs, norm, modes", ((Eager, "step"), (Training, "gradients"))),
-        Stage("frozen copy", "its scores", ((Learner, "_frozen_scores"),), whole=True),
+        Stage("frozen copy", "its scores", ((Learner, "frozen_scores"),), whole=True),
         Stage("join", "rules for features", ((consumers.join, "apply_features"),)),
         Stage("join", "rules for labels", ((consumers.join, "apply_labels"),)),
         Stage("join", "features and scores to their slab", ((SlabTable, "store"),)),

@@ -215,6 +215,30 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f} %"
 
 
+def delayed(results: Results) -> str:
+    """`delayed`: what late labels cost, and which share of that each policy recovers."""
+    skipped = "\n".join(f"skipped: {line}" for line in results["skipped"])
+    if not results["streams"]:
+        return skipped
+    policies = list(dict.fromkeys(policy for line in results["streams"].values() for policy in line["policies"]))
+    rows = []
+    for name, line in results["streams"].items():
+        cells = [name, line["rows"], _share(line["oracle"]), _share(line["naive"])]
+        for policy in policies:
+            recovered = line["recovered"].get(policy)
+            share = "" if recovered is None else f" ({100 * recovered:.0f} %)"
+            cells.append(f"{_share(line['policies'][policy])}{share}")
+        rows.append(cells)
+    text = table(["stream", "rows", "oracle", "naive", *policies], rows)
+    lost = [name for name, line in results["streams"].items() if not line["reached"]]
+    verdict = f"not so of {', '.join(lost)}" if lost else "reached on all of them"
+    return (
+        f"{text}\n\nAUC, and the share of the gap that is recovered; `{results['learner']}`, medians of "
+        f"{results['seeds']} seeds. With `{policies[0]}`, 35 % are to be recovered wherever the gap is .01 or more: "
+        f"{verdict}.{skipped and f'{chr(10)}{chr(10)}{skipped}'}"
+    )
+
+
 def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
@@ -237,6 +261,7 @@ PAGES: dict[str, Sections] = {
         "plasticity": ("quality", "plasticity", quality_plasticity),
         "rivals": ("quality", "rivals", quality_rivals),
         "drift": ("drift", "kinds", drift_kinds),
+        "delayed": ("delayed", "streams", delayed),
     },
 }
 """By page and section: the benchmark, what of its results the section needs, and who writes it."""

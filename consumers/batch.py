@@ -14,14 +14,33 @@ from consumers.record import Float32s, Int64s
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """N joined rows as they lie in the join table: valid until the join goes on. S is the width of a score."""
+    """N joined rows as they lie in the join table: valid until the join goes on. S is the width of a score.
+
+    Those that are not `final` still wait for their label, and are learned as negatives meanwhile.
+    """
 
     row_N: Int64s
     labels_N: Float32s
+    age_N: Int64s  # ms from the features' event time to the label's, or to when it was given up
+    assumed_N: npt.NDArray[np.bool_]  # whether they came before, not final
     columns: Mapping[str, npt.NDArray[Any]]  # by row: features [C] and weight; event_time and scores [S] of the feature
+    final: bool = True
+    factor_N: Float32s | None = None  # of their weights; None: 1
 
     def __len__(self) -> int:
         return len(self.labels_N)
+
+    def part(self, chosen_N: npt.NDArray[np.bool_], factor_N: Float32s) -> Examples:
+        """The chosen ones, with factors of their weights."""
+        return Examples(
+            self.row_N[chosen_N],
+            self.labels_N[chosen_N],
+            self.age_N[chosen_N],
+            self.assumed_N[chosen_N],
+            self.columns,
+            self.final,
+            factor_N[chosen_N],
+        )
 
     def take(self, name: str, rows: slice = slice(None), out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
         """Copies a column of these rows, to `out` if given."""
@@ -41,6 +60,7 @@ class Batch:
     scores_BS: Float32s
     event_time_B: Int64s
     rows: int
+    age_B: Int64s | None = None  # as in `Examples`; None where nobody knows
 
 
 class Batcher:
@@ -51,7 +71,7 @@ class Batcher:
         self._labels_B = np.zeros(size, np.float32)
         self._weights_B = np.zeros(size, np.float32)
         self._scores_BS = np.zeros((size, score_width), np.float32)
-        self._event_time_B = np.zeros(size, np.int64)
+        self._event_time_B, self._age_B = np.zeros(size, np.int64), np.zeros(size, np.int64)
         self.size = size
         self.filled = 0
 
@@ -63,7 +83,11 @@ class Batcher:
             source, target = slice(taken, taken + count), slice(self.filled, self.filled + count)
             self._labels_B[target] = examples.labels_N[source]
             examples.take("features", source, self._features_BC[target])
+            self._age_B[target] = examples.age_N[source]
             examples.take("weight", source, self._weights_B[target])
+            if examples.factor_N is not None:
+                with np.errstate(over="ignore"):  # the step refuses what is not finite
+                    self._weights_B[target] *= examples.factor_N[source]
             examples.take("scores", source, self._scores_BS[target])
             examples.take("event_time", source, self._event_time_B[target])
             self.filled += count
@@ -77,7 +101,15 @@ class Batcher:
             rows, self.filled = self.filled, 0
             for array in self._arrays().values():
                 array[rows:] = 0
-            yield Batch(self._features_BC, self._labels_B, self._weights_B, self._scores_BS, self._event_time_B, rows)
+            yield Batch(
+                self._features_BC,
+                self._labels_B,
+                self._weights_B,
+                self._scores_BS,
+                self._event_time_B,
+                rows,
+                self._age_B,
+            )
 
     @property
     def newest_BC(self) -> Float32s:
@@ -101,4 +133,5 @@ class Batcher:
             "weights": self._weights_B,
             "scores": self._scores_BS,
             "event_time": self._event_time_B,
+            "age": self._age_B,
         }

@@ -190,6 +190,8 @@ class JoinConfig(Model):
 
     window: DurationMs = 86_400_000
     on_expiry: Literal["drop", "negative"] = "drop"
+    negative_after: DurationMs | None = None  # without a label for so long: learned as a negative, until corrected
+    keep_negatives: float = Field(default=1.0, gt=0, le=1)  # the share of negatives that is learned, each weighing more
     memory: SizeBytes = 512 * 2**20  # of both tables; beyond it full slabs are read from the snapshots' files
     disk: SizeBytes | None = None  # of both tables, in memory or not: beyond it the oldest are evicted, and counted
     slab_rows: int = Field(default=32_768, ge=16, le=2**22)
@@ -200,6 +202,17 @@ class JoinConfig(Model):
         if self.disk is not None:
             return self.disk
         return 16 * self.memory if self.slab_rows % PAGE_ROWS == 0 else self.memory
+
+    @property
+    def learns_otherwise(self) -> bool:
+        """Whether what is learned differs from what is booked: see `pipeline.delayed`."""
+        return self.negative_after is not None or self.keep_negatives < 1
+
+    @model_validator(mode="after")
+    def _negatives_come_within_the_window(self) -> JoinConfig:
+        if self.negative_after is not None and self.negative_after >= self.window:
+            raise ValueError("negative_after is less than window: after that no label can correct a negative")
+        return self
 
     @model_validator(mode="after")
     def _disk_is_usable(self) -> JoinConfig:

@@ -24,6 +24,7 @@ class Status(IntEnum):
     EXPIRED = 3
     LATE = 4
     WITHDRAWN = 5
+    ASSUMED = 6  # waits, and was learned as a negative meanwhile
 
 
 NEXT, END, SLAB, USED, OLDEST, LOADED = range(6)
@@ -46,6 +47,7 @@ class TableRows(NamedTuple):
     status_R: Bytes1
     index_H2: npt.NDArray[np.unsignedinteger[Any]]  # physical row + 1 or 0 for none, and the low bits of its key
     oldest_waiting_P: Int64s  # lower bound of the event times of waiting rows
+    oldest_open_P: Int64s  # the same of those that were not assumed to be negative
     newest_P: Int64s
     cursor_6: Int64s  # see `NEXT`
 
@@ -56,6 +58,12 @@ def _tag(table: TableRows, low: np.uint64) -> np.uint64:
     if table.index_H2.itemsize == 4:
         return low & np.uint64(0xFFFFFFFF)
     return low
+
+
+@njit_inlined
+def waits(status: int) -> bool:
+    """Whether a row has neither met its other side nor expired."""
+    return status == Status.WAITING or status == Status.ASSUMED  # noqa: PLR1714 (numba knows no membership here)
 
 
 @njit_inlined

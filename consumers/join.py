@@ -23,6 +23,7 @@ from consumers.kernels import (
     Rules,
     apply_features,
     apply_labels,
+    assume,
     count_waiting,
     expire,
 )
@@ -75,6 +76,7 @@ class Join:
         self._files: Mapping[tuple[int, int], Path] = {}  # of full slabs, as of the newest snapshot
         self.watermark = NEVER
         self.filled_in = 0  # examples that expiry has filled in
+        self.assumed = 0  # examples that are not final
         self.counts_PO: Int64s = np.zeros((partitions, len(Outcome)), np.int64)
 
     @property
@@ -105,7 +107,7 @@ class Join:
         kernel = apply_features if side is Side.FEATURES else apply_labels
         rules = Rules(self._window, self.watermark - self._window, self._labelled)
         rows, count, done = _event_rows(events), len(events), 0
-        found = Findings(np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count, np.float32))
+        found = Findings.room(count)
         kept: dict[str, npt.NDArray[Any]] = {}
         if scores_NS is not None:
             kept = {"features": events.features_NC, "weight": events.weight_N, "scores": scores_NS}
@@ -116,7 +118,13 @@ class Join:
             done, stored, matched = kernel(mine.rows, theirs.rows, rows, done, partition, rules, self.counts_PO, found)
             mine.store(first, found.inserted_N[:stored], kept)
             if matched:
-                yield self._examples(found.feature_N[:matched], found.label_N[:matched])
+                yield Examples(
+                    found.feature_N[:matched],
+                    found.label_N[:matched],
+                    found.age_N[:matched],
+                    found.assumed_N[:matched],
+                    self._tables[Side.FEATURES].columns,
+                )
             if done < count:
                 self._make_room(side)
                 mine.open_slab()
@@ -127,16 +135,24 @@ class Join:
         The newest slab of a side is never dropped, so that the numbering goes on from it after a restore.
 
         Yields:
-            Features without a label as negatives, in slab and row order, if `on_expiry` says so.
+            In slab and row order: features without a label as negatives, if `on_expiry` says so; and those that wait
+            for longer than `negative_after` as examples that are not final.
         """
         self.watermark = max(self.watermark, watermark)
         horizon = self.watermark - self._window
         features, labels = self._tables
-        expired_N = self._expire(features, horizon, Outcome.EXPIRED)
+        expired_N, assumed_N = self._expire(features, horizon, Outcome.EXPIRED)
         self._expire(labels, horizon, Outcome.ORPHAN)
         if self._fill_in and len(expired_N):
             self.filled_in += len(expired_N)
-            yield self._examples(expired_N, np.zeros(len(expired_N), np.float32))
+            yield self._negatives(expired_N, assumed_N, self._window)
+        if self._config.negative_after is not None:
+            early_N = self._assume(features, self.watermark - self._config.negative_after)
+            if len(early_N):
+                self.assumed += len(early_N)
+                yield self._negatives(
+                    early_N, np.zeros(len(early_N), np.bool_), self._config.negative_after, final=False
+                )
         for table in self._tables:
             while len(table.order) > 1 and table.rows.newest_P[table.order[0]] < horizon:
                 table.drop_oldest()
@@ -175,7 +191,9 @@ class Join:
         """All slabs, for a snapshot: features first, oldest first. See `SlabView` for how long they last."""
         return [view for table in self._tables for view in table.views()]
 
-    def restore(self, slabs: Iterable[SlabView], counts_PO: Int64s, watermark: int, filled_in: int) -> None:
+    def restore(
+        self, slabs: Iterable[SlabView], counts_PO: Int64s, watermark: int, filled_in: int, assumed: int
+    ) -> None:
         """Takes up, in a new object, where a snapshot left off. A smaller budget evicts the oldest slabs.
 
         Args:
@@ -183,10 +201,11 @@ class Join:
             counts_PO: as `counts_PO` was.
             watermark: as `watermark` was.
             filled_in: as `filled_in` was.
+            assumed: as `assumed` was.
         """
         self.counts_PO = counts_PO.copy()
         self.watermark = watermark
-        self.filled_in = filled_in
+        self.filled_in, self.assumed = filled_in, assumed
         files: dict[tuple[int, int], Path] = {}
         self._files = files
         for view in slabs:
@@ -235,25 +254,41 @@ class Join:
         count_waiting(table.rows, *table.bounds(slab), waiting_P)
         return waiting_P
 
-    def _expire(self, table: SlabTable, horizon: int, outcome: Outcome) -> Int64s:
-        """Physical rows that expired, in slab and row order."""
+    def _expire(self, table: SlabTable, horizon: int, outcome: Outcome) -> tuple[Int64s, npt.NDArray[np.bool_]]:
+        """Physical rows that expired, in slab and row order, and whether they were assumed to be negatives."""
+        expired, assumed = [np.empty(0, np.int64)], [np.empty(0, np.bool_)]
         if table.rows.cursor_6[OLDEST] >= horizon:
-            return np.empty(0, np.int64)
-        expired = []
+            return expired[0], assumed[0]
         for slab in table.order:
             if table.rows.oldest_waiting_P[slab] < horizon:
                 start, stop = table.bounds(slab)
-                rows_N = np.empty(stop - start, np.int64)
-                count, oldest = expire(table.rows, start, stop, horizon, rows_N)
+                rows_N, assumed_N = np.empty(stop - start, np.int64), np.empty(stop - start, np.bool_)
+                count, oldest = expire(table.rows, start, stop, horizon, rows_N, assumed_N)
                 table.rows.oldest_waiting_P[slab] = oldest
                 expired.append(rows_N[:count])
+                assumed.append(assumed_N[:count])
         table.rows.cursor_6[OLDEST] = table.rows.oldest_waiting_P[list(table.order)].min()
-        expired_N = np.concatenate([*expired, np.empty(0, np.int64)])
+        expired_N = np.concatenate(expired)
         self.counts_PO[:, outcome] += np.bincount(table.rows.partition_R[expired_N], minlength=len(self.counts_PO))
-        return expired_N
+        return expired_N, np.concatenate(assumed)
 
-    def _examples(self, row_N: Int64s, labels_N: Float32s) -> Examples:
-        return Examples(row_N, labels_N, self._tables[Side.FEATURES].columns)
+    def _assume(self, table: SlabTable, horizon: int) -> Int64s:
+        """Physical rows that are negatives until a label says otherwise, in slab and row order."""
+        early = [np.empty(0, np.int64)]
+        for slab in table.order:
+            if table.rows.oldest_open_P[slab] < horizon:
+                start, stop = table.bounds(slab)
+                rows_N = np.empty(stop - start, np.int64)
+                count, table.rows.oldest_open_P[slab] = assume(table.rows, start, stop, horizon, rows_N)
+                early.append(rows_N[:count])
+        return np.concatenate(early)
+
+    def _negatives(
+        self, row_N: Int64s, assumed_N: npt.NDArray[np.bool_], age_ms: int, *, final: bool = True
+    ) -> Examples:
+        """Rows as examples whose label nobody has sent."""
+        labels_N, age_N = np.zeros(len(row_N), np.float32), np.full(len(row_N), age_ms)
+        return Examples(row_N, labels_N, age_N, assumed_N, self._tables[Side.FEATURES].columns, final)
 
 
 def _event_rows(events: Events) -> EventRows:

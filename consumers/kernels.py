@@ -26,6 +26,7 @@ from consumers.index import (
     find,
     load,
     remove_row,
+    waits,
 )
 from consumers.record import Bytes1, Float32s, Int64s, Kind
 
@@ -59,6 +60,14 @@ class Findings(NamedTuple):
     inserted_N: Int64s  # rows of the span that were stored, in order
     feature_N: Int64s  # physical feature rows that were matched, in order
     label_N: Float32s  # their labels
+    age_N: Int64s  # how much later these came, in ms
+    assumed_N: npt.NDArray[np.bool_]  # whether they were learned as negatives meanwhile
+
+    @classmethod
+    def room(cls, rows: int) -> Findings:
+        """For what `rows` events bring."""
+        inserted_N, feature_N, age_N = (np.empty(rows, np.int64) for _ in range(3))
+        return cls(inserted_N, feature_N, np.empty(rows, np.float32), age_N, np.empty(rows, np.bool_))
 
 
 class Rules(NamedTuple):
@@ -83,6 +92,7 @@ def _append(table: TableRows, events: EventRows, event: int, partition: int, sta
     table.newest_P[slab] = max(table.newest_P[slab], time)
     if status == Status.WAITING:
         table.oldest_waiting_P[slab] = min(table.oldest_waiting_P[slab], time)
+        table.oldest_open_P[slab] = min(table.oldest_open_P[slab], time)
         table.cursor_6[OLDEST] = min(table.cursor_6[OLDEST], time)
     return int(row)
 
@@ -92,7 +102,7 @@ def _bury(table: TableRows, events: EventRows, event: int, partition: int, count
     """Applies a tombstone."""
     counts_PO[partition, Outcome.TOMBSTONE] += 1
     row = find(table, events.key_N2[event, 0], events.key_N2[event, 1])
-    if row >= 0 and table.status_R[row] == Status.WAITING:
+    if row >= 0 and waits(table.status_R[row]):
         remove_row(table, row)
         table.status_R[row] = Status.WITHDRAWN
         counts_PO[table.partition_R[row], Outcome.WITHDRAWN] += 1
@@ -131,13 +141,14 @@ def apply_features(
             continue
         if mine.cursor_6[NEXT] == mine.cursor_6[END]:
             return event, stored, matched
-        label, pair = np.float32(0), rules.labelled
+        label, age, pair = np.float32(0), np.int64(0), rules.labelled
         if rules.labelled:
             label = events.label_N[event]
         else:
             other = find(theirs, low, high)
             if other >= 0 and theirs.status_R[other] == Status.WAITING:
-                pair = theirs.event_time_R[other] - time <= rules.window
+                age = theirs.event_time_R[other] - time
+                pair = age <= rules.window
                 label = theirs.label_R[other]
                 theirs.status_R[other] = Status.MATCHED if pair else Status.LATE
                 fate = Outcome.MATCHED if pair else Outcome.LATE
@@ -149,6 +160,8 @@ def apply_features(
             counts_PO[partition, Outcome.MATCHED] += 1
             found.feature_N[matched] = row
             found.label_N[matched] = label
+            found.age_N[matched] = max(age, np.int64(0))
+            found.assumed_N[matched] = False
             matched += 1
     return len(events.kind_N), stored, matched
 
@@ -201,6 +214,8 @@ def apply_labels(
         found.inserted_N[stored] = event
         stored += 1
         if status == Status.MATCHED:
+            found.age_N[matched] = max(time - theirs.event_time_R[other], np.int64(0))
+            found.assumed_N[matched] = theirs.status_R[other] == Status.ASSUMED
             theirs.status_R[other] = Status.MATCHED
             counts_PO[partition, Outcome.MATCHED] += 1
             counts_PO[theirs.partition_R[other], Outcome.MATCHED] += 1
@@ -211,17 +226,21 @@ def apply_labels(
 
 
 @njit_cached
-def expire(table: TableRows, start: int, stop: int, horizon: int, expired_N: Int64s) -> tuple[int, int]:
+def expire(
+    table: TableRows, start: int, stop: int, horizon: int, expired_N: Int64s, assumed_N: npt.NDArray[np.bool_]
+) -> tuple[int, int]:
     """Expires the waiting rows of one slab, [start, stop), that are older than the horizon.
 
     Returns:
-        How many (they are in `expired_N`), and the oldest event time that still waits.
+        How many (they are in `expired_N`, and in `assumed_N` whether they were learned as negatives), and the oldest
+        event time that still waits.
     """
     expired, oldest = 0, LAST_TIME
     for row in range(start, stop):
-        if table.status_R[row] == Status.WAITING:
+        if waits(table.status_R[row]):
             time = table.event_time_R[row]
             if time < horizon:
+                assumed_N[expired] = table.status_R[row] == Status.ASSUMED
                 table.status_R[row] = Status.EXPIRED
                 expired_N[expired] = row
                 expired += 1
@@ -231,8 +250,28 @@ def expire(table: TableRows, start: int, stop: int, horizon: int, expired_N: Int
 
 
 @njit_cached
+def assume(table: TableRows, start: int, stop: int, horizon: int, assumed_N: Int64s) -> tuple[int, int]:
+    """Assumes the waiting rows of one slab, [start, stop), that are older than the horizon, to be negatives.
+
+    Returns:
+        How many (they are in `assumed_N`), and the oldest event time that waits and is not assumed.
+    """
+    assumed, oldest = 0, LAST_TIME
+    for row in range(start, stop):
+        if table.status_R[row] == Status.WAITING:
+            time = table.event_time_R[row]
+            if time < horizon:
+                table.status_R[row] = Status.ASSUMED
+                assumed_N[assumed] = row
+                assumed += 1
+            else:
+                oldest = min(oldest, time)
+    return assumed, oldest
+
+
+@njit_cached
 def count_waiting(table: TableRows, start: int, stop: int, waiting_P: Int64s) -> None:
     """Adds the waiting rows of one slab, [start, stop), by partition."""
     for row in range(start, stop):
-        if table.status_R[row] == Status.WAITING:
+        if waits(table.status_R[row]):
             waiting_P[table.partition_R[row]] += 1

@@ -101,6 +101,7 @@ class SlabTable:
             status_R=mapping.reserve((rows,), np.dtype(np.uint8)),
             index_H2=np.zeros((INDEX_MIN, 2), np.uint32 if rows < 2**32 - 1 else np.uint64),
             oldest_waiting_P=np.empty(capacity, np.int64),
+            oldest_open_P=np.empty(capacity, np.int64),
             newest_P=np.empty(capacity, np.int64),
             cursor_6=np.array([0, 0, 0, 0, LAST_TIME, 0]),
         )
@@ -135,7 +136,7 @@ class SlabTable:
         slab, self._warm = heapq.heappop(self._free) if self._warm is None else self._warm, None
         self.order.append(slab)
         self._next_number += 1
-        self.rows.oldest_waiting_P[slab] = LAST_TIME
+        self.rows.oldest_waiting_P[slab] = self.rows.oldest_open_P[slab] = LAST_TIME
         self.rows.newest_P[slab] = NEVER
         start = slab * self.slab_rows
         self.rows.cursor_6[[NEXT, END, SLAB]] = start, start + self.slab_rows, slab
@@ -244,7 +245,9 @@ class SlabTable:
         rows.status_R[start : start + count] = view.status
         time_N = view.columns["event_time"]
         rows.newest_P[slab] = time_N.max(initial=NEVER)
-        rows.oldest_waiting_P[slab] = time_N[view.status == Status.WAITING].min(initial=LAST_TIME)
+        open_N = view.status == Status.WAITING
+        rows.oldest_open_P[slab] = time_N[open_N].min(initial=LAST_TIME)
+        rows.oldest_waiting_P[slab] = time_N[open_N | (view.status == Status.ASSUMED)].min(initial=LAST_TIME)
         rows.cursor_6[OLDEST] = min(rows.cursor_6[OLDEST], rows.oldest_waiting_P[slab])
         rows.cursor_6[NEXT] += count
         enter(rows, start, start + count)

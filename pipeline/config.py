@@ -217,6 +217,10 @@ class JobConfig(Model):
             raise ValueError("features, labels and dead_letters need topics of their own")
         if self.join.on_expiry == "negative" and self.learner.task != "binary":
             raise ValueError("join.on_expiry = 'negative' is for the binary task")
+        if self.join.learns_otherwise and self.learner.task != "binary":
+            raise ValueError("join.negative_after and join.keep_negatives are for the binary task")
+        if self.join.negative_after is not None and self.labels is None:
+            raise ValueError("join.negative_after is for labels of a topic of their own: name it in [labels]")
         if self.join.slab_rows < self.stream.span:
             raise ValueError("join.slab_rows must be at least stream.span")
         return self

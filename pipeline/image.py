@@ -33,6 +33,8 @@ class Image:
         """All of S but the ledger and what is owed, which a commit seals."""
         arrays = {f"learner.{name}": array for name, array in state.learner.state().items()}
         arrays |= {f"batch.{name}": array for name, array in state.batcher.state().items()}
+        if state.delayed:
+            arrays |= {f"delayed.{name}": array for name, array in state.delayed.state().items()}
         arrays |= {f"monitor.{name}": array for name, array in state.monitor.state().items()}
         arrays["counts"] = state.join.counts_PO
         arrays["read"], arrays["rejected"], arrays["skipped"] = state.read_P, state.rejected_P, state.skipped_P
@@ -60,9 +62,12 @@ def fill(state: State, arrays: Arrays, document: Mapping[str, Any], full_slab: F
     learner = state.learner
     learner.restore(_under("learner.", arrays), document["learner"])
     state.batcher.restore(_under("batch.", arrays))
+    if state.delayed:
+        state.delayed.restore(_under("delayed.", arrays))
     state.monitor.restore(_under("monitor.", arrays), document["monitor"])
     slabs = _slabs(document["slabs"], arrays, full_slab)
-    state.join.restore(slabs, arrays["counts"], document["watermark"], document["filled_in"])
+    counts = (document["watermark"], document["filled_in"], document["assumed"])
+    state.join.restore(slabs, arrays["counts"], *counts)
     state.read_P, state.rejected_P = arrays["read"].copy(), arrays["rejected"].copy()
     state.skipped_P = arrays["skipped"].copy()
     state.trained, state.refused = document["trained"], document["refused"]
@@ -89,6 +94,7 @@ def _document(state: State, slabs: list[SlabView]) -> dict[str, Any]:
         "slabs": [[int(slab.side), slab.number, slab.full] for slab in slabs],
         "watermark": int(state.join.watermark),
         "filled_in": int(state.join.filled_in),
+        "assumed": int(state.join.assumed),
         "trained": state.trained,
         "trained_ms": state.trained_ms,
         "refused": state.refused,

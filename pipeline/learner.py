@@ -69,10 +69,11 @@ class Learner:
 
     def step(self, batch: Batch) -> StepReport:
         """Learns from one batch, unless its loss or its gradient norm is not finite."""
-        frozen_scores_BS = self._frozen_scores(batch)
+        frozen_scores_BS = self.frozen_scores(batch)
         return StepReport(self.method.step(batch), frozen_scores_BS)
 
-    def _frozen_scores(self, batch: Batch) -> Float32s | None:
+    def frozen_scores(self, batch: Batch) -> Float32s | None:
+        """What the frozen copy says of a batch; None before there is one."""
         return self.method.score(self.frozen, batch.features_BC, self.score_width) if self.frozen else None
 
     def rewarm(self) -> None:

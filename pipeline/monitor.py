@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from consumers.batch import Batch
 from consumers.config import FeaturesConfig
-from consumers.record import Float32s
+from consumers.record import Float32s, Int64s
 from pipeline.config import MonitorConfig
 from pipeline.drift import FAMILIES, Alarm
 from pipeline.drift.watch import Drift
@@ -18,6 +18,10 @@ from pipeline.quality import Arrays, Quality
 
 ALARMS_MAX = 1000
 """Alarms kept; older ones are only counted."""
+
+AGES_MS = (60_000, 3_600_000, 86_400_000, 604_800_000)
+AGES = ("below_1m", "below_1h", "below_1d", "below_7d", "7d_and_more")
+"""Quality is split by how long the label took, in event time."""
 
 
 class Monitor:
@@ -29,6 +33,7 @@ class Monitor:
         self._classes = classes
         self._live = Quality(kind, classes, config.window)
         self._quality = {"live": self._live}
+        self._by_age = features.label is None  # else labels come with their features
         self._drift = Drift(config, kind, classes, features) if config.drift else None
         self.alarms: list[Alarm] = []
         self.alarm_counts = dict.fromkeys(FAMILIES, 0)
@@ -59,6 +64,8 @@ class Monitor:
         labels_B, weights_B = batch.labels_B[: batch.rows], batch.weights_B[: batch.rows]
         live_BS = batch.scores_BS[: batch.rows]
         self._live.update(live_BS, labels_B, weights_B)
+        if self._by_age and batch.age_B is not None:
+            self._update_by_age(live_BS, labels_B, weights_B, batch.age_B[: batch.rows])
         if frozen_scores_BS is not None:
             frozen_BS = frozen_scores_BS[: batch.rows]
             self._of("frozen", self._config.window).update(frozen_BS, labels_B, weights_B)
@@ -81,9 +88,11 @@ class Monitor:
     def point(self) -> dict[str, float]:
         """Every metric that is defined by now, all finite: `live/auc_recent`, `compare/live_auc` and more."""
         point: dict[str, float] = {}
-        for name, quality in self._quality.items():
+        for name, quality in sorted(self._quality.items()):
             prefix = name.replace("_", "/") + "_" if name.startswith("compare_") else f"{name}/"
             point |= {prefix + metric: value for metric, value in quality.metrics().items()}
+            if "by_age" in name:
+                point[f"{prefix}rows"] = float(quality.rows)
             if quality.unmeasured:
                 point[f"{prefix}unmeasured"] = float(quality.unmeasured)
         if self._drift:
@@ -112,19 +121,30 @@ class Monitor:
         for flat, array in arrays.items():
             part, _, name = flat.partition(".")
             parts.setdefault(part, {})[name] = array
-        for part in ("live", "frozen", "compare_live", "compare_frozen"):
+        for part in ("live", "frozen", "compare_live", "compare_frozen", *map(_age_part, AGES)):
             if part in parts or part == "live":
-                window = 0 if part.startswith("compare_") else self._config.window
+                window = self._config.window if part in ("live", "frozen") else 0
                 self._of(part, window).restore(parts.get(part, {}))
         if self._drift:
             self._drift.restore(parts)
         self.alarm_counts = dict(document["alarm_counts"])
         self.alarms = [Alarm(**alarm) for alarm in document["alarms"]]
 
+    def _update_by_age(self, live_BS: Float32s, labels_B: Float32s, weights_B: Float32s, age_B: Int64s) -> None:
+        place_B = np.searchsorted(AGES_MS, age_B, side="right")
+        for place in np.flatnonzero(np.bincount(place_B)).tolist():
+            rows_M = np.flatnonzero(place_B == place)
+            of_age = (live_BS[rows_M], labels_B[rows_M], weights_B[rows_M])
+            self._of(_age_part(AGES[place]), 0).update(*of_age)
+
     def _of(self, name: str, window: int) -> Quality:
         if name not in self._quality:
             self._quality[name] = Quality(self._kind, self._classes, window)
         return self._quality[name]
+
+
+def _age_part(age: str) -> str:
+    return f"live/by_age/{age}"
 
 
 def _finite(scores_NS: Float32s) -> npt.NDArray[np.bool_]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from consumers.batch import Batch, Batcher
+from consumers.batch import Batch, Batcher, Examples
 from consumers.errors import BalanceError, TooMuchBadInput
 from consumers.join import Join, Outcome
 from consumers.record import (
@@ -18,6 +18,7 @@ from consumers.record import (
     Command,
     Entry,
     Events,
+    Float32s,
     Lost,
     Membership,
     Partition,
@@ -27,6 +28,7 @@ from consumers.record import (
     Tick,
 )
 from pipeline.config import Cadence, DeadLettersConfig, JobConfig
+from pipeline.delayed import Delayed
 from pipeline.history import History
 from pipeline.identity import recorded
 from pipeline.monitor import Monitor
@@ -58,7 +60,9 @@ class State:
             labelled_features=job.labels is None,
             room=room,
         )
-        self.batcher = Batcher(job.learner.batch_size, job.features.columns, learner.score_width)
+        size = (job.learner.batch_size, job.features.columns, learner.score_width)
+        self.batcher = Batcher(*size)
+        self.delayed = Delayed(job.join, Batcher(*size)) if job.join.learns_otherwise else None
         self.monitor = Monitor(job.monitor, kind=learner.task.kind, classes=job.learner.classes, features=job.features)
         self.read_P = np.zeros(len(positions), np.int64)  # rows decoded or rejected
         self.rejected_P = np.zeros(len(positions), np.int64)
@@ -89,9 +93,11 @@ class State:
         elif isinstance(entry, Added):
             self._add_partition(entry)
         elif isinstance(entry, Tick):
-            if self.batcher.filled:
+            if self.batcher.filled or (self.delayed and self.delayed.finals.filled):
                 self.ledger.append(["tick"])
                 yield from self.batcher.close()
+                if self.delayed:
+                    self._book(self.delayed.finals.close())
         elif isinstance(entry, Membership):
             self.ledger.append(["membership", self._index[entry.partition], entry.idle])
             self.positions[entry.partition].idle = entry.idle
@@ -113,8 +119,27 @@ class State:
         for examples in self.join.apply(side, index, events, scores_NS):
             if side is Side.LABELS:
                 self.label_delay_ms = float(events.event_time_N.mean() - examples.take("event_time").mean())
-            yield from self.batcher.add(examples)
+            yield from self._take(examples)
         yield from self._advance()
+
+    def _take(self, examples: Examples) -> Iterator[Batch]:
+        """Examples to the open batch, or, where what is learned differs from what is booked, both to their own."""
+        if self.delayed:
+            if examples.final:
+                self._book(self.delayed.book(examples))
+            examples = self.delayed.to_learn(examples)
+        yield from self.batcher.add(examples)
+
+    def _book(self, batches: Iterable[Batch]) -> None:
+        """Books what is final but not learned in that batch."""
+        for batch in batches:
+            self._observe(batch, self.learner.frozen_scores(batch))
+
+    def _observe(self, batch: Batch, frozen_scores_BS: Float32s | None) -> None:
+        """Books the scores of a batch, and does what follows the alarms that it raises."""
+        now_ms = self.time_ms if self.job.labels else None
+        for alarm in self.monitor.observe(batch, frozen_scores_BS, self.trained, now_ms):
+            react(self, alarm)
 
     def _apply_lost(self, lost: Lost) -> Iterator[Batch]:
         """Applies a batch that no reader survives as a span without events, with one reject that stands for it."""
@@ -137,7 +162,7 @@ class State:
 
     def _advance(self) -> Iterator[Batch]:
         for examples in self.join.advance(self.watermark):
-            yield from self.batcher.add(examples)
+            yield from self._take(examples)
 
     def _obey(self, command: Command) -> None:
         if command.name == "register":
@@ -167,9 +192,8 @@ class State:
             self.refused += batch.rows
             return
         before, self.trained, self.trained_ms = self.trained, self.trained + batch.rows, self.time_ms
-        now_ms = self.trained_ms if self.job.labels else None
-        for alarm in self.monitor.observe(batch, report.frozen_scores_BS, self.trained, now_ms):
-            react(self, alarm)
+        if self.delayed is None:
+            self._observe(batch, report.frozen_scores_BS)
         frozen_after = self.job.monitor.frozen_after
         if self.learner.frozen is None and frozen_after is not None and self.trained >= frozen_after:
             self.learner.freeze()
@@ -221,6 +245,8 @@ class State:
             "open": self.batcher.filled,
             "filled_in": int(self.join.filled_in),
         }
+        if self.delayed:
+            examples |= {"assumed": self.join.assumed, "booked": self.delayed.booked, **self.delayed.counts()}
         return {"events": events, "totals": totals, "examples": examples}
 
     def check_balance(self) -> dict[str, Any]:
@@ -233,10 +259,13 @@ class State:
                 raise BalanceError(f"{name}: {events['read']} events read, but {terms} = {sum(fates.values())}")
         examples = counts["examples"]
         matched = sum(counts["events"][str(p)]["matched"] for p in self.positions if p.topic == self.job.features.topic)
-        made = matched + examples["filled_in"]
-        used = examples["trained"] + examples["refused"] + examples["open"]
+        final = matched + examples["filled_in"]
+        made = final + examples.get("assumed", 0)
+        used = sum(examples.get(fate, 0) for fate in ("trained", "refused", "open", "confirmed", "left_out"))
         if made != used:
-            raise BalanceError(f"{made} examples made (matched + filled in), but {used} used: {examples}")
+            raise BalanceError(f"{made} examples made (matched + filled in + assumed), but {used} used: {examples}")
+        if examples.get("booked", final) != final:
+            raise BalanceError(f"{final} final examples (matched + filled in), but not as many are booked: {examples}")
         return counts
 
 

@@ -52,7 +52,7 @@ class TinyLearner:
 
     def step(self, batch: Batch) -> StepReport:
         """Learns from one batch, unless its loss is not finite."""
-        frozen = None if self.frozen is None else _scores(self.frozen, batch.features_BC)[:, None]
+        frozen = self.frozen_scores(batch)
         error_B = (_scores(self._weight_C1, batch.features_BC) - batch.labels_B) * batch.weights_B
         gradient_C1 = np.array(
             [*(np.sum(error_B * column_B) for column_B in _columns(batch.features_BC)), np.sum(error_B)], np.float32
@@ -65,6 +65,10 @@ class TinyLearner:
         self._weight_C1 = self._weight_C1 - self._rate * (self._momentum_C1 + np.float32(0.01) * noise_C1)
         np.add.at(self._learned_I, batch.features_BC[: batch.rows, 0].astype(np.int64), 1)
         return StepReport(loss, False, frozen)
+
+    def frozen_scores(self, batch: Batch) -> Float32s | None:
+        """Scores [B, 1] of the frozen copy."""
+        return None if self.frozen is None else _scores(self.frozen, batch.features_BC)[:, None]
 
     def freeze(self) -> None:
         """Takes the frozen copy."""

@@ -121,6 +121,13 @@ class BankMethod:
         if self._module.regression:
             yield "bank.labels", self._labels_4
 
+    def rewarm(self) -> None:
+        """Gives each member half of an even share, and steps their size of the beginning: those of Adam and Adagrad."""
+        self._mixture_M[:] = (self._mixture_M + np.float32(1 / len(self._mixture_M))) / 2
+        slots = self._slots
+        for array in (slots.first_2DJ, slots.second_2EKH, slots.embedding_R, slots.wide_R):
+            array[:] = 0
+
     def state(self) -> dict[str, np.ndarray]:
         return dict(self._arrays())
 

@@ -218,6 +218,9 @@ def stories() -> Iterator[Story]:
     yield Story("killed when a partition was idle", scenario, until=((silent + loud) // 2, end))
     yield Story("killed before a partition comes back", scenario, until=(loud, end))
     yield Story("killed before a partition is idle", scenario, until=(silent + 10, loud))
+    for seed in (5, 2):
+        yield Story(f"labels that come minutes late, seed {seed}", _slow_labels(seed), 30)
+    yield Story("an alarm over scores that wait to be booked", Scenario(5), 23)
     for cut in (6, 20):
         yield Story(f"a broken producer, {cut} entries", _broken_producer(), cut, accept_bad=40)
 
@@ -232,6 +235,19 @@ def _silent_partition() -> Scenario:
     for index in range(first, first + 10):
         old = b'"ts":%d' % (silent + 20)
         log.values[index] = re.sub(rb'"ts":\d+', old, log.values[index] or b"")
+    scenario.topics = messages_of(scenario.logs)
+    return scenario
+
+
+def _slow_labels(seed: int) -> Scenario:
+    """Labels are of the same second as their features, or of two minutes later; the window is wide."""
+    scenario = Scenario(seed)
+    scenario.tables["join"] |= {"window": "20m", "memory": "1MiB"}
+    for partition, log in scenario.logs.items():
+        if partition.topic == "t.labels":
+            for index, value in enumerate(log.values[::2]):
+                later = re.sub(rb'"ts":(\d+)', lambda found: b'"ts":%d' % (int(found[1]) + 120_000), value or b"")
+                log.values[2 * index] = later or None
     scenario.topics = messages_of(scenario.logs)
     return scenario
 

@@ -71,6 +71,7 @@ class Scenario:
                 "on_expiry": "negative" if self.task == "binary" and rng.random() < 0.6 else "drop",
                 "memory": rng.choice(("64KiB", "1MiB")) if not self.calm else "1MiB",
                 "slab_rows": 64,
+                **self._early(),
             },
             "stream": {
                 "span": rng.choice((16, 32, 64)),
@@ -103,6 +104,12 @@ class Scenario:
             "registry": {"release_timeout": "20s", "register_every": f"{rng.choice((100, 250))} rows"},
             "dead_letters": {"topic": "t.dead", "hold_window": 200},
         }
+
+    def _early(self) -> dict[str, Any]:
+        """Every other job of the binary task learns negatives before their labels, and some of them never."""
+        if self.task != "binary" or self.seed % 8 != 5 or self.inside:
+            return {}
+        return {"negative_after": "30ms", "keep_negatives": 0.7}
 
     def _records(self, rng: random.Random) -> list[tuple[int, str, bytes | None, bytes | None]]:
         """(time, topic, key, value) of everything that happens, in no order."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -65,16 +65,23 @@ def to_events(step: Apply, first_id: int, labelled: bool) -> Events:
     )
 
 
+Example: TypeAlias = tuple[int, float, int, bool, bool]
+"""Id, label, how late that came, whether it was assumed to be a negative before, and whether it is final."""
+
+WAITS = ("waiting", "assumed")
+
+
 @dataclass
 class Oracle:
     window: int
     negative: bool
     labelled: bool
     memory: int
+    negative_after: int | None = None
     counts: dict[tuple[int, Outcome], int] = field(default_factory=dict)
     slabs: dict[Side, list[list[dict[str, Any]]]] = field(default_factory=lambda: {s: [] for s in Side})
     watermark: int = NEVER
-    examples: list[tuple[int, float]] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
 
     def count(self, partition: int, outcome: Outcome) -> None:
         self.counts[partition, outcome] = self.counts.get((partition, outcome), 0) + 1
@@ -95,7 +102,7 @@ class Oracle:
         while sum(len(self.slabs[s]) * SLAB_BYTES[s] for s in Side) + SLAB_BYTES[side] > self.memory:
             victim = side if len(self.slabs[side]) >= 3 else Side(1 - side)
             for row in self.slabs[victim].pop(0):
-                if row["status"] == "waiting":
+                if row["status"] in WAITS:
                     self.count(row["partition"], Outcome.EVICTED)
         self.slabs[side].append([])
 
@@ -111,7 +118,7 @@ class Oracle:
     def tombstone(self, step: Apply, event: Event) -> None:
         self.count(step.partition, Outcome.TOMBSTONE)
         row = self.find(step.side, event.key)
-        if row and row["status"] == "waiting":
+        if row and row["status"] in WAITS:
             row["status"] = "withdrawn"
             self.count(row["partition"], Outcome.WITHDRAWN)
 
@@ -131,7 +138,7 @@ class Oracle:
         if self.labelled:
             row["status"] = "matched"
             self.count(partition, Outcome.MATCHED)
-            self.examples.append((number, event.label))
+            self.examples.append((number, event.label, 0, False, True))
         elif label and label["status"] == "waiting":
             if label["time"] <= event.time + self.window:
                 self.match(row, label)
@@ -171,26 +178,32 @@ class Oracle:
         return True
 
     def match(self, feature: dict[str, Any], label: dict[str, Any]) -> None:
+        late, assumed = max(label["time"] - feature["time"], 0), feature["status"] == "assumed"
         for row in (feature, label):
             row["status"] = "matched"
             self.count(row["partition"], Outcome.MATCHED)
-        self.examples.append((feature["id"], label["label"]))
+        self.examples.append((feature["id"], label["label"], late, assumed, True))
 
     def advance(self, watermark: int) -> None:
         self.watermark = max(self.watermark, watermark)
         for side, outcome in ((Side.FEATURES, Outcome.EXPIRED), (Side.LABELS, Outcome.ORPHAN)):
             for slab in self.slabs[side]:
                 for row in slab:
-                    if row["status"] == "waiting" and row["time"] + self.window < self.watermark:
+                    if row["status"] in WAITS and row["time"] + self.window < self.watermark:
+                        if side is Side.FEATURES and self.negative:
+                            self.examples.append((row["id"], 0.0, self.window, row["status"] == "assumed", True))
                         row["status"] = "expired"
                         self.count(row["partition"], outcome)
-                        if side is Side.FEATURES and self.negative:
-                            self.examples.append((row["id"], 0.0))
             while len(self.slabs[side]) > 1:
                 newest = max((row["time"] for row in self.slabs[side][0]), default=NEVER)
                 if newest + self.window >= self.watermark:
                     break
                 self.slabs[side].pop(0)
+        if self.negative_after is not None:
+            for row in (row for slab in self.slabs[Side.FEATURES] for row in slab):
+                if row["status"] == "waiting" and row["time"] + self.negative_after < self.watermark:
+                    row["status"] = "assumed"
+                    self.examples.append((row["id"], 0.0, self.negative_after, False, False))
 
     def restore(self, memory: int) -> None:
         """Takes the slabs up again, features first and the oldest first, as far as another budget has room."""
@@ -203,13 +216,15 @@ class Oracle:
 
     def waiting(self, partition: int) -> int:
         rows = [row for slabs in self.slabs.values() for slab in slabs for row in slab]
-        return sum(row["status"] == "waiting" and row["partition"] == partition for row in rows)
+        return sum(row["status"] in WAITS and row["partition"] == partition for row in rows)
 
 
 def copied_out(examples: Examples) -> Examples:
     """As the batcher does, before the join goes on."""
     names = ("features", "weight", "scores", "event_time")
-    return Examples(np.arange(len(examples)), examples.labels_N.copy(), {name: examples.take(name) for name in names})
+    columns = {name: examples.take(name) for name in names}
+    copies = (examples.labels_N.copy(), examples.age_N.copy(), examples.assumed_N.copy())
+    return Examples(np.arange(len(examples)), *copies, columns, examples.final)
 
 
 def run(join: Join, steps: list[Apply | Advance], first_id: int, labelled: bool) -> list[Examples]:
@@ -238,6 +253,15 @@ def ids_and_labels(outputs: list[Examples]) -> list[tuple[int, float]]:
     ]
 
 
+def described(outputs: list[Examples]) -> list[Example]:
+    found = iter(ids_and_labels(outputs))
+    return [
+        (*next(found), int(age), bool(assumed), examples.final)
+        for examples in outputs
+        for age, assumed in zip(examples.age_N, examples.assumed_N, strict=True)
+    ]
+
+
 def new_join(config: JoinConfig, labelled: bool = False) -> Join:
     return Join(config, columns=2, score_width=1, partitions=4, labelled_features=labelled)
 
@@ -254,7 +278,8 @@ def snapshot_bytes(join: Join) -> list[Any]:
         )
         for view in join.slabs()
     ]
-    return [*views, join.counts_PO.tobytes(), join.watermark, join.filled_in, join.waiting_P().tobytes()]
+    rest = (join.counts_PO.tobytes(), join.watermark, join.filled_in, join.assumed, join.waiting_P().tobytes())
+    return [*views, *rest]
 
 
 def copied(views: Sequence[slabs.SlabView]) -> list[slabs.SlabView]:
@@ -272,17 +297,22 @@ def copied(views: Sequence[slabs.SlabView]) -> list[slabs.SlabView]:
 
 def restored(join: Join, config: JoinConfig, labelled: bool) -> Join:
     again = new_join(config, labelled)
-    again.restore(copied(join.slabs()), join.counts_PO, join.watermark, join.filled_in)
+    again.restore(copied(join.slabs()), join.counts_PO, join.watermark, join.filled_in, join.assumed)
     return again
 
 
 SPARE = st.sampled_from([0, SLAB_BYTES[1], 40 * sum(SLAB_BYTES)])
 CONFIGS = st.builds(
-    lambda window, on_expiry, spare: JoinConfig(
-        window=window, on_expiry=on_expiry, memory=LEAST_MEMORY + spare, slab_rows=SLAB_ROWS
+    lambda window, on_expiry, negative_after, spare: JoinConfig(
+        window=window,
+        on_expiry=on_expiry,
+        negative_after=None if negative_after is None or negative_after >= window else negative_after,
+        memory=LEAST_MEMORY + spare,
+        slab_rows=SLAB_ROWS,
     ),
     st.sampled_from([0, 3, 10, 1000]),
     st.sampled_from(["drop", "negative"]),
+    st.sampled_from([None, 0, 4]),
     SPARE,
 )
 
@@ -328,14 +358,17 @@ class JoinMachine(RuleBasedStateMachine):
     def begin(self, config: JoinConfig, labelled: bool, keys: int) -> None:
         self.config, self.labelled, self.keys = config, labelled, keys
         self.join = new_join(config, labelled)
-        self.oracle = Oracle(config.window, config.on_expiry == "negative", labelled, config.memory)
+        negative = config.on_expiry == "negative"
+        self.oracle = Oracle(config.window, negative, labelled, config.memory, config.negative_after)
         self.applied_P = np.zeros(4, np.int64)
-        self.number = self.filled_in = self.now = 0
+        self.number = self.filled_in = self.assumed = self.now = 0
         self.snapshot = self.copy_of_all()
 
     def copy_of_all(self) -> dict[str, Any]:
-        state = (copied(self.join.slabs()), self.join.counts_PO.copy(), self.join.watermark, self.join.filled_in)
-        beside = {name: deepcopy(vars(self)[name]) for name in ("oracle", "applied_P", "number", "filled_in", "now")}
+        join = self.join
+        state = (copied(join.slabs()), join.counts_PO.copy(), join.watermark, join.filled_in, join.assumed)
+        names = ("oracle", "applied_P", "number", "filled_in", "assumed", "now")
+        beside = {name: deepcopy(vars(self)[name]) for name in names}
         return {"state": state, "beside": beside}
 
     @rule(side=st.sampled_from(Side), seed=st.integers(0, 2**32), count=st.integers(0, 50), data=st.data())
@@ -347,7 +380,7 @@ class JoinMachine(RuleBasedStateMachine):
         self.oracle.apply(step, self.number)
         self.applied_P[partition] += count
         self.number += count
-        assert ids_and_labels(outputs) == self.oracle.examples
+        assert described(outputs) == self.oracle.examples
 
     @rule(passed=st.integers(0, 8), behind=st.integers(-3, 6))
     def advance(self, passed: int, behind: int) -> None:
@@ -355,8 +388,9 @@ class JoinMachine(RuleBasedStateMachine):
         self.oracle.examples = []
         outputs = run(self.join, [Advance(self.now - behind)], self.number, self.labelled)
         self.oracle.advance(self.now - behind)
-        self.filled_in += len(self.oracle.examples)
-        assert ids_and_labels(outputs) == self.oracle.examples
+        finals = sum(final for *_, final in self.oracle.examples)
+        self.filled_in, self.assumed = self.filled_in + finals, self.assumed + len(self.oracle.examples) - finals
+        assert described(outputs) == self.oracle.examples
 
     @rule()
     def take_a_snapshot(self) -> None:
@@ -386,7 +420,7 @@ class JoinMachine(RuleBasedStateMachine):
         assert join.counts_PO.tolist() == expected
         assert join.waiting_P().tolist() == [oracle.waiting(p) for p in range(4)]
         np.testing.assert_array_equal(join.counts_PO.sum(axis=1) + join.waiting_P(), self.applied_P)
-        assert join.filled_in == self.filled_in
+        assert (join.filled_in, join.assumed) == (self.filled_in, self.assumed)
         assert join.watermark == oracle.watermark
         slabs_in_use = sum(len(oracle.slabs[side]) * SLAB_BYTES[side] for side in Side)
         assert join.nbytes == slabs_in_use <= self.config.memory
@@ -503,3 +537,29 @@ def test_nothing_that_was_passed_in_is_kept() -> None:
     outputs = run(join, [labels(Event(1, 6, 1.0), Event(2, 6, 0.0))], 2, False)
 
     assert ids_and_labels(outputs) == [(0, 1.0), (1, 0.0)]
+
+
+EARLY = JoinConfig(window=10, on_expiry="negative", negative_after=3, memory=LEAST_MEMORY, slab_rows=SLAB_ROWS)
+
+
+def test_without_a_label_for_some_time_it_is_a_negative_until_the_label_comes_or_the_window_ends() -> None:
+    join = new_join(EARLY)
+    steps = [features(Event(1, 5), Event(2, 5), Event(3, 5)), labels(Event(1, 7, 1.0)), Advance(8)]
+    assert described(run(join, steps, 0, False)) == [(0, 1.0, 2, False, True)], "at the very end it may still come"
+    assert described(run(join, [Advance(9), Advance(10)], 4, False)) == [
+        (1, 0.0, 3, False, False),
+        (2, 0.0, 3, False, False),
+    ]
+    assert join.waiting_P().tolist() == [2, 0, 0, 0], "both still wait"
+
+    corrected = run(join, [labels(Event(2, 12, 1.0)), Advance(16)], 4, False)
+
+    assert described(corrected) == [(1, 1.0, 7, True, True), (2, 0.0, 10, True, True)]
+    assert (join.assumed, join.filled_in) == (2, 1)
+
+
+def test_a_label_that_came_before_its_features_is_not_negatively_old() -> None:
+    join = new_join(EARLY)
+    assert described(run(join, [labels(Event(1, 3, 1.0)), features(Event(1, 5))], 0, False)) == [
+        (1, 1.0, 0, False, True)
+    ]

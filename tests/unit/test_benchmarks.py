@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import drift, quality, report
+from benchmarks import delayed, drift, quality, report
 from benchmarks.formats import ENCODERS, FORMATS, settings
 from benchmarks.naive import DECODERS
 from benchmarks.stream import COLUMNS, FIRST_TIME_MS, LOT_ROWS, PARTITIONS, chunks, joined, lots
-from consumers.record import Side
+from consumers.record import Events, Side, Span
 from pipeline.drift import Alarm
 
 ROWS = 20_000
@@ -225,3 +225,46 @@ def test_drift_without_any_data_skips_everything(
     monkeypatch.setattr("sys.argv", ["drift"])
     drift.main()
     assert capsys.readouterr().out.count("skipped: ") == 1 + len(drift.FILES)
+
+
+def test_late_labels_are_measured_between_an_oracle_and_one_that_never_learns_better(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng, rows = np.random.default_rng(0), 6000
+    x = rng.normal(size=rows)
+    columns = {"x": x, "ts": np.arange(rows) * 400, "label": (x > 1).astype(int)}  # 28 days
+    pq.write_table(pa.table(columns), tmp_path / "fraud.parquet")
+    entry = {"name": delayed.FRAUD, "file": "fraud.parquet", "task": "binary", "label": "label", "categorical": []}
+    (tmp_path / "manifest.json").write_text(json.dumps([entry | {"classes": 2}]))
+    monkeypatch.setattr(delayed, "DATA", tmp_path)
+    arguments = ["delayed", "--streams", delayed.FRAUD, "elec2", "--seeds", "1", "--learner", "mlp"]
+    monkeypatch.setattr("sys.argv", [*arguments, "-o", "json"])
+    delayed.main()
+    results = json.loads(capsys.readouterr().out)
+    found = results["streams"][delayed.FRAUD]
+    assert found["oracle"] > 0.9 > found["naive"]
+    assert list(found["policies"]) == list(delayed.POLICIES)
+    for policy, auc in found["policies"].items():
+        assert found["recovered"][policy] == pytest.approx((auc - found["naive"]) / found["gap"])
+    assert found["reached"] == (found["recovered"]["wait"] >= 0.35)
+    assert results["skipped"] == [f"elec2: not in {tmp_path}"]
+    assert f"| {delayed.FRAUD} | 6,000 | {found['oracle']:.4f} | " in report.delayed(results)
+
+
+def test_a_label_comes_with_the_span_in_which_it_is_due_and_those_after_the_window_never() -> None:
+    times, delays = np.arange(600) * 10, np.where(np.arange(600) % 3, 1000, 10**6)
+    key_N2 = np.stack([np.arange(600)] * 2, axis=1).astype(np.uint64)
+    columns = {"offset_N": times, "row_N": times.astype(np.int32), "kind_N": np.zeros(600, np.uint8)}
+    ones_N, labels_N = np.ones(600, np.float32), (np.arange(600) % 2).astype(np.float32)
+    events = Events(key_N2, times, features_NC=ones_N[:, None], weight_N=ones_N, label_N=labels_N, **columns)
+    job = SimpleNamespace(features=SimpleNamespace(topic="f"))
+    fed = delayed.Feed(job, events, delays, window_ms=5000)
+    reached, told = -1, []
+    for entry in fed.entries(labels_N, delays):
+        if isinstance(entry, Span) and entry.partition == delayed.LABELS:
+            told += entry.events.key_N2[:, 0].tolist()
+            assert (entry.events.event_time_N <= reached).all()
+            assert (entry.events.label_N == labels_N[entry.events.key_N2[:, 0].astype(int)]).all()
+        elif isinstance(entry, Span):
+            reached = int(entry.events.event_time_N[-1])
+    assert told == [row for row in range(500) if row % 3]

@@ -60,6 +60,8 @@ CLASSES = {
     "join": {
         "window": IDENTITY,
         "on_expiry": IDENTITY,
+        "negative_after": IDENTITY,
+        "keep_negatives": IDENTITY,
         "memory": RECORDED,
         "disk": RECORDED,
         "slab_rows": IDENTITY,

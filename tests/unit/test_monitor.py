@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -193,6 +194,31 @@ def test_perfect_scores_and_scores_that_are_not_finite_do_no_harm() -> None:
     half.scores_BS[::3] += 1
     watcher.observe(half, None, stream.clock)
     assert watcher.point()["drift/error_mean"] == pytest.approx(22 / (11 * SIZE)), "a median of 0 hides none"
+
+
+def test_quality_is_split_by_how_late_the_labels_came() -> None:
+    stream, watcher = Stream(), monitor()
+    batch = stream.batch(error=0.0)
+    worse = batch.scores_BS.copy()
+    worse[: SIZE // 2] = 1 - worse[: SIZE // 2]
+    ages = np.where(np.arange(SIZE) < SIZE // 2, 59_999, 604_800_000)
+    watcher.observe(replace(batch, scores_BS=worse, age_B=ages), None, SIZE)
+    point = watcher.point()
+    assert {name.split("/")[2] for name in point if "by_age" in name} == {"below_1m", "7d_and_more"}
+    assert (point["live/by_age/below_1m/accuracy"], point["live/by_age/7d_and_more/accuracy"]) == (0.0, 1.0)
+    assert (point["live/accuracy"], point["live/by_age/below_1m/rows"]) == (0.5, SIZE // 2)
+    watcher.observe(replace(batch, age_B=np.full(SIZE, 60_000)), None, 2 * SIZE)
+    assert watcher.point()["live/by_age/below_1h/accuracy"] == 1.0
+    again = monitor()
+    again.restore({name: array.copy() for name, array in watcher.state().items()}, watcher.document())
+    assert again.point() == watcher.point()
+
+
+def test_labels_that_come_with_their_features_have_no_age() -> None:
+    features = FEATURES.model_copy(update={"label": "y"})
+    watcher = Monitor(CONFIG, kind="binary", classes=2, features=features)
+    watcher.observe(replace(Stream().batch(), age_B=np.zeros(SIZE, np.int64)), None, SIZE)
+    assert not any("by_age" in name for name in watcher.point())
 
 
 def test_a_column_that_moves_raises_a_feature_alarm_by_name() -> None:

@@ -30,8 +30,8 @@ from tests.webhook_server import Answering
 ALARM = Alarm("concept", None, 900, 5000, 700, 4000, 0.2, 1e-6, "mean error rose from 0.1 to 0.3")
 
 
-def state_of(tmp_path: Path, **on_drift: Any) -> State:
-    config = job(tmp_path / "state", on_drift=on_drift)
+def state_of(tmp_path: Path, tables: dict[str, Any] | None = None, **on_drift: Any) -> State:
+    config = job(tmp_path / "state", on_drift=on_drift, **(tables or {}))
     topics = [config.features.topic, config.labels.topic if config.labels else ""]
     state = State(config, fresh_positions({Partition(topic, 0): 0 for topic in topics}), Learner(config))
     state.trained = 1000
@@ -81,6 +81,19 @@ def test_a_rewarmed_optimizer_has_forgotten_earlier_gradients(tmp_path: Path) ->
     assert any(name.startswith("optimizer.") for name in state.learner.state())
     react(state, ALARM)
     assert not any(name.startswith("optimizer.") for name in state.learner.state())
+    assert not state.learner.step(batch).refused
+
+
+def test_a_rewarmed_bank_listens_to_every_member_again(tmp_path: Path) -> None:
+    state = state_of(tmp_path, {"learner": {"kind": "bank"}}, rewarm=["concept"])
+    batch, mixture_M = next(iter(full_batches(state))), state.learner.weights()["mixture_M"]
+    for _ in range(5):
+        state.learner.step(batch)
+    members, least = len(mixture_M), mixture_M.min()
+    react(state, ALARM)
+    assert least < 0.1 / members
+    assert mixture_M.min() > 0.5 / members
+    assert mixture_M.sum() == pytest.approx(1)
     assert not state.learner.step(batch).refused
 
 

@@ -39,7 +39,7 @@ def apply(table: SlabTable, keys: range | np.ndarray, time: int, kind: Kind) -> 
     events = EventRows(key_N2, np.full(count, time), np.full(count, kind, np.uint8), np.array(keys, np.float32))
     for array in events:
         array.flags.writeable = False
-    found = Findings(np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count, np.float32))
+    found = Findings.room(count)
     counts_PO, others = np.zeros((1, 9), np.int64), new_table(Side.FEATURES)
     done, stored, _ = apply_labels(table.rows, others.rows, events, 0, 0, Rules(10, -100, False), counts_PO, found)
     assert done == count
