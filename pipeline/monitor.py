@@ -133,8 +133,9 @@ class Monitor:
     def _update_by_age(self, live_BS: Float32s, labels_B: Float32s, weights_B: Float32s, age_B: Int64s) -> None:
         place_B = np.searchsorted(AGES_MS, age_B, side="right")
         for place in np.flatnonzero(np.bincount(place_B)).tolist():
-            of_age_B = np.where(place_B == place, weights_B, np.float32(0))
-            self._of(_age_part(AGES[place]), 0).update(live_BS, labels_B, of_age_B)
+            rows_M = np.flatnonzero(place_B == place)
+            of_age = (live_BS[rows_M], labels_B[rows_M], weights_B[rows_M])
+            self._of(_age_part(AGES[place]), 0).update(*of_age)
 
     def _of(self, name: str, window: int) -> Quality:
         if name not in self._quality:
