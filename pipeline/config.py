@@ -21,6 +21,7 @@ from consumers.config import (
     StreamConfig,
     parse_duration,
 )
+from pipeline.options.config import HOST_DECIDES, OptionsConfig
 
 
 class Cadence(Model):
@@ -90,8 +91,8 @@ class RunConfig(Model):
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
 
 
-class LearnerConfig(Model):
-    """`[learner]`: the task, the plain MLP and its optimizer."""
+class LearnerConfig(OptionsConfig):
+    """`[learner]`: the task, the plain MLP and its optimizer, and the options of gradient descent."""
 
     task: Annotated[str, AfterValidator(_check_task)] = "binary"
     classes: int = Field(default=2, ge=2, le=4096)
@@ -105,6 +106,17 @@ class LearnerConfig(Model):
     precision: Literal["float32", "bfloat16"] = "float32"  # of products in the module; see `task.outputs_of`
     compile: bool = False  # forward and loss of the step, by torch.compile; scoring stays as it is published
     cuda_graphs: bool = False  # on CUDA: see `pipeline.cuda`; on a CPU it changes nothing
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> LearnerConfig:
+        host = [name for name in self.options_set() if name in HOST_DECIDES]
+        if self.cuda_graphs and host:
+            raise ValueError(
+                f"cuda_graphs = true is not for {host[0]}: the host decides between its steps; leave one out"
+            )
+        if self.compile and self.anchor is not None and self.anchor.kind == "distill":
+            raise ValueError("compile = true is not for anchor.kind = 'distill', which runs two modules; leave one out")
+        return self
 
 
 class MonitorConfig(Model):
