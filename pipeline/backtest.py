@@ -90,7 +90,7 @@ def backtest_stretch(job: JobConfig, stretch: Stretch) -> Result:
 
 def _learn(job: JobConfig, source: Source, positions: dict[Partition, Position]) -> Result:
     """The training page, without snapshots."""
-    state, result = State(job, positions, Learner(job, read_weights(job))), Result()
+    state, result = State(job, positions, Learner(job, pretrained=read_weights(job))), Result()
     began, warm_rows, hold = time.perf_counter(), 0, ""
     learn(state, Command("accept_bad", _ALL))  # there is nothing that bad input could spoil
     for entry in source.entries(state.positions):

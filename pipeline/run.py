@@ -163,7 +163,7 @@ def _begin(
 ) -> State:
     """A new lineage with its first snapshot."""
     starts = bounds.starts or _starts(job, cluster, topics)
-    state = State(job, fresh_positions(starts), Learner(job, read_weights(job)))
+    state = State(job, fresh_positions(starts), Learner(job, pretrained=read_weights(job)))
     lineage = Lineage.begin(cluster.id(), {topic.name: topic.id for topic in topics}, starts)
     snapshots.begin(replace(lineage, accepted=start.new_lineage), state)
     log.info("begins lineage %s", lineage.id)

@@ -35,7 +35,7 @@ class TinyLearner:
     bits in any company.
     """
 
-    def __init__(self, job: JobConfig, ids: int = IDS_MAX) -> None:
+    def __init__(self, job: JobConfig, ids: int = IDS_MAX, *, pretrained: None = None) -> None:
         self.task = SimpleNamespace(kind="binary")
         self.score_width = 1
         self.batch_size = job.learner.batch_size
