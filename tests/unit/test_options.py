@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,15 @@ from safetensors.torch import save_file
 
 from consumers.batch import Batch
 from consumers.errors import ConfigError
+from consumers.record import Partition
 from pipeline.checks import TaskChecks, digest
 from pipeline.learner import Learner
 from pipeline.options.config import ReplayConfig
 from pipeline.options.pretrained import read_weights
 from pipeline.options.replay import Replay
+from pipeline.run import Bounds, Start, _begin
+from pipeline.snapshot import Snapshots, load_state
+from pipeline.store import MemoryStore
 from tests.unit.test_learner import SIZE, batch, job
 
 SMALL = {"learning_rate": 0.01, "hidden": [16]}
@@ -320,6 +325,21 @@ def test_a_lineage_begins_with_pretrained_weights(tmp_path: Path) -> None:
         "that is what it is held to"
     )
     assert read_weights(job()) is None
+
+
+def test_a_run_begins_with_them_and_goes_on_without_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    config, store = job(pretrained=saved(learned(), path)), MemoryStore()
+    snapshots = Snapshots(store, config, on_durable=lambda _: None, released=lambda: -1)
+    cluster: Any = SimpleNamespace(id=lambda: "cluster")
+    topics: Any = [SimpleNamespace(name=name, id="id") for name in ("f", "l")]
+    starts = {Partition("f", 0): 0, Partition("l", 0): 0}
+    _begin(config, snapshots, cluster, topics, Bounds(starts=starts), Start())
+    snapshots.close()
+    path.unlink()
+    resumed = load_state(store, store.manifest(0), config, Learner(config)).learner
+    for name, array in learned().weights().items():
+        assert resumed.weights()[name].tobytes() == array.tobytes(), name
 
 
 @pytest.mark.parametrize(
