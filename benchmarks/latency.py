@@ -28,7 +28,7 @@ from consumers.record import Side
 TICK_S = 0.005
 LEAD_TICKS = 200  # a label is a second older than its feature event
 POOL_ROWS = 65_536  # distinct values; keys never come twice
-WARM_UP_S = 5.0
+WARM_UP_S = 40.0  # a young broker takes a whole core, for compiling itself
 START_LIMIT_S = 120.0
 END_LIMIT_S = 600.0
 

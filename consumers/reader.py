@@ -112,7 +112,7 @@ class Reader:
         self._free = [list(range(i * slots, (i + 1) * slots)) for i in range(len(self._cutters))]
         self._columns = [job.features.columns * (job.sides[p.topic] is Side.FEATURES) for p in job.starts]
         self._done: set[int] = set()
-        self._waiting_since: dict[int, float] = {}  # part-filled spans at their partition's end
+        self._waiting_since: dict[int, float] = {}  # when the first record of a part-filled span was fetched
         self._cluster = Cluster(job.settings)
         self._watch = TopicWatch(self._cluster, job.topic_ids, set(job.starts))
         self._reading = [cutter for cutter in self._cutters if not cutter.done]
@@ -187,6 +187,7 @@ class Reader:
                 if not self._job.gaps_allowed:
                     _check_gap(cutter, messages.offset_N)
                 cutter.extend(messages)
+                self._waiting_since.setdefault(self._index[partition], fetched_at)
             for partition, offset in ends.items():
                 self._cutters[self._index[partition]].ended(offset)
                 self._report_end(self._index[partition], fetched_at)
@@ -199,7 +200,7 @@ class Reader:
             cut = cutter.cut(rows, flush=cutter.drained or self._lingered(index))
             if cut is None:
                 break
-            self._waiting_since.pop(index, None)
+            self._waiting_since[index] = time.monotonic()  # of what is left, the newest is no older
             self._send(index, cut)
             if not len(cutter) and cutter.end is not None:
                 self._report_end(index, time.monotonic())
@@ -208,12 +209,13 @@ class Reader:
             self._pipe.send(("done", index))
 
     def _lingered(self, index: int) -> bool:
+        """Whether a part-filled span at its partition's end has waited long enough for more records."""
         cutter = self._cutters[index]
-        if cutter.end is None or not len(cutter):
+        if not len(cutter):
             self._waiting_since.pop(index, None)
             return False
-        since = self._waiting_since.setdefault(index, time.monotonic())
-        return (time.monotonic() - since) * 1000 >= self._job.stream.linger
+        waited_s = time.monotonic() - self._waiting_since[index]
+        return cutter.end is not None and waited_s * 1000 >= self._job.stream.linger
 
     def _send(self, index: int, cut: Cut) -> None:
         slot = self._free[index].pop()

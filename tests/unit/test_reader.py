@@ -17,6 +17,7 @@ from consumers.arena import Arena, Published
 from consumers.kafka import Topic
 from consumers.reader import Reader, ReaderJob
 from consumers.record import Messages, Partition, Side
+from consumers.watch import TopicWatch
 from pipeline.config import label_rule
 from tests.records import Log, decoded
 from tests.stream import events, job
@@ -141,3 +142,15 @@ def test_a_slot_is_used_again_once_the_learner_has_given_it_back(stage: Stage) -
     stage.pipe.send(("free", [(0, 3)]))
     assert stage.reader._listen()
     assert [(span.slot, span.stop) for span in stage.spans_at(10.4)] == [(3, 10)]
+
+
+def test_a_span_waits_no_longer_where_records_keep_coming(stage: Stage) -> None:
+    """Whoever fetches while records come does not reach the end each time: that does not start the wait anew."""
+    here, messages, linger_s = stage.kafka.partition, stage.kafka.messages, stage.job.stream.linger / 1000
+    lots = [({here: messages.part(row, row + 1)}, {here: row + 1} if row % 2 else {}) for row in range(4)]
+    stage.reader._watch = TopicWatch(stage.kafka, {}, {here})  # type: ignore[arg-type]  # nothing has to be confirmed
+    sent: dict[int, list[tuple[int, int]]] = {}
+    for row, lot in enumerate(lots):
+        stage.kafka.fetches = [lot]
+        sent[row] = [(span.start, span.stop) for span in stage.spans_at(10.0 + row * 0.4 * linger_s)]
+    assert sent == {0: [], 1: [], 2: [], 3: [(0, 4)]}  # 1.2 times the wait after the first record, at the end
