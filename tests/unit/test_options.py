@@ -103,6 +103,7 @@ def test_of_the_average_as_of_any_other_weights_just_what_is_scored_is_published
     for name, array in plain.weights().items():
         assert array.tobytes() == trained[name].tobytes(), "the average is no matter to what learns"
     assert averaged.weights()["1.weight"].tobytes() != trained["1.weight"].tobytes()
+    assert averaged.weights()["0.standardise.count_F"][0] == 20 * SIZE
     fresh = Learner(job(average=0.9))
     fresh.module.load_state_dict({name: torch.from_numpy(array) for name, array in averaged.weights().items()})
     features = batch(99).features_BC
