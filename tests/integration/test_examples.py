@@ -30,11 +30,13 @@ def answers(name: str, folder: Path) -> list[float]:
     return [float(line.rpartition("=")[2]) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.timeout(400)
 def test_y_is_2x_and_so_10_at_5(tmp_path: Path) -> None:
     (found,) = answers("linear", tmp_path)
     assert found == pytest.approx(10, abs=0.05)
 
 
+@pytest.mark.timeout(400)
 def test_after_20_new_digits_the_first_200_are_not_forgotten(tmp_path: Path) -> None:
     base, new, _, base_after, new_after, _ = answers("digits", tmp_path)
     assert base > 0.97
