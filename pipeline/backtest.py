@@ -18,6 +18,7 @@ from consumers.tabular import TableSource
 from pipeline.config import JobConfig, label_rule
 from pipeline.drift import Alarm
 from pipeline.learner import Learner
+from pipeline.options.pretrained import read_weights
 from pipeline.replay import Stretch
 from pipeline.run import kafka_source
 from pipeline.state import State, fresh_positions
@@ -89,7 +90,7 @@ def backtest_stretch(job: JobConfig, stretch: Stretch) -> Result:
 
 def _learn(job: JobConfig, source: Source, positions: dict[Partition, Position]) -> Result:
     """The training page, without snapshots."""
-    state, result = State(job, positions, Learner(job)), Result()
+    state, result = State(job, positions, Learner(job, pretrained=read_weights(job))), Result()
     began, warm_rows, hold = time.perf_counter(), 0, ""
     learn(state, Command("accept_bad", _ALL))  # there is nothing that bad input could spoil
     for entry in source.entries(state.positions):

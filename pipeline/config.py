@@ -22,6 +22,7 @@ from consumers.config import (
     parse_duration,
 )
 from pipeline.drift import FAMILIES
+from pipeline.options.config import HOST_DECIDES, OptionsConfig
 
 
 class Cadence(Model):
@@ -91,8 +92,8 @@ class RunConfig(Model):
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
 
 
-class LearnerConfig(Model):
-    """`[learner]`: the task, who learns it, and the settings of the plain MLP."""
+class LearnerConfig(OptionsConfig):
+    """`[learner]`: the task, who learns it, the settings of the plain MLP, and the options of gradient descent."""
 
     kind: Literal["bank", "mlp"] = "bank"  # of built-in tasks: the bank of experts, or one MLP and Adam
     task: Annotated[str, AfterValidator(_check_task)] = "binary"
@@ -123,6 +124,23 @@ class LearnerConfig(Model):
                 "learner.kind = 'bank' learns on a CPU, in float32, by loops of its own; set learner.kind = 'mlp' "
                 "for device = 'cuda', precision = 'bfloat16' or compile = true"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> LearnerConfig:
+        chosen = self.options_set()
+        if self.is_bank and chosen:
+            raise ValueError(
+                f"learner.{chosen[0]} is an option of gradient descent; the bank learns by loops of its own: set "
+                "learner.kind = 'mlp', or leave it out"
+            )
+        host = [name for name in chosen if name in HOST_DECIDES]
+        if self.cuda_graphs and host:
+            raise ValueError(
+                f"cuda_graphs = true is not for {host[0]}: the host decides between its steps; leave one out"
+            )
+        if self.compile and self.anchor is not None and self.anchor.kind == "distill":
+            raise ValueError("compile = true is not for anchor.kind = 'distill', which runs two modules; leave one out")
         return self
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,27 +15,54 @@ from consumers.record import Float32s
 from pipeline.config import JobConfig
 from pipeline.cuda import Graphed
 from pipeline.executor import Eager, Executor, Outcome, Training
-from pipeline.method import arrays_of, tensors_of
+from pipeline.method import Part, arrays_of, tensors_of
+from pipeline.options.anchor import build_anchor
+from pipeline.options.average import Average
+from pipeline.options.freeze import freeze
+from pipeline.options.passes import Passes, step_rows
+from pipeline.options.replay import Replay
 from pipeline.task import Scorer, Task
 
 
 class Descent:
-    """A `Method`. How a device runs it is its executor's business."""
+    """A `Method`. How a device runs it is its executor's business; each option is a part or an argument.
+
+    `module` is scored and published. It also learns, unless it is an average of one that does.
+    """
 
     def __init__(self, module: nn.Module, task: Task, job: JobConfig, device: torch.device) -> None:
-        self.optimizer = task.optimizer(module)
-        rows, columns = job.learner.batch_size, job.features.columns
-        training = Training(module, task, self.optimizer, job.learner)
-        if job.learner.compile:
-            training.compile(rows, columns, device)
-        run_by = Graphed if device.type == "cuda" and job.learner.cuda_graphs else Eager
-        self.executor: Executor = run_by(training, rows, columns, device)
+        config, rows, columns = job.learner, job.learner.batch_size, job.features.columns
+        self._parts: dict[str, Part] = {}  # in the order in which they are told of a batch
+        trained = copy.deepcopy(module) if config.average else module
+        freeze(trained, config.freeze)
+        if config.average:
+            self._parts["average"] = Average(module.eval(), trained, config.average)
+        anchor = build_anchor(config.anchor, trained, module, task, config.precision) if config.anchor else None
+        if anchor:
+            self._parts["anchor"] = anchor
+        replay = Replay(config.replay, columns, job.job.seed) if config.replay else None
+        if replay:
+            self._parts["replay"] = replay
+        self.optimizer = task.optimizer(trained)
+        training = Training(trained, task, self.optimizer, config, anchor)
+        if config.compile:
+            training.compile(step_rows(rows, replay), columns, device)
+        self.executor: Executor
+        if replay or config.epochs > 1:
+            self.executor = Passes(training, (rows, columns), device, epochs=config.epochs, replay=replay)
+        else:
+            run_by = Graphed if device.type == "cuda" and config.cuda_graphs else Eager
+            self.executor = run_by(training, rows, columns, device)
 
     def score(self, scorer: Scorer, features_NC: Float32s, width: int) -> Float32s:
         return self.executor.score(scorer, features_NC, width)
 
     def step(self, batch: Batch) -> Outcome:
-        return self.executor.step(batch)
+        outcome = self.executor.step(batch)
+        if self._parts and not outcome.refused:
+            for part in self._parts.values():
+                part.learned(batch)
+        return outcome
 
     def rewarm(self) -> None:
         """Forgets what the optimizer knows of earlier gradients: Adam's steps begin at their full size again.
@@ -50,11 +78,14 @@ class Descent:
         for index, slots in self.optimizer.state_dict()["state"].items():
             tensors = {name: torch.as_tensor(value) for name, value in slots.items()}
             arrays |= arrays_of(f"optimizer.{index}.", tensors)
+        for name, part in self._parts.items():
+            arrays |= {f"{name}.{key}": array for key, array in part.state().items()}
         return arrays
 
     def document(self) -> dict[str, Any]:
         groups = self.optimizer.state_dict()["param_groups"]
-        return {"param_groups": [_plain(group) for group in groups]}
+        parts = {name: part.document() for name, part in self._parts.items()}
+        return {"param_groups": [_plain(group) for group in groups], **parts}
 
     def restore(self, arrays: Mapping[str, np.ndarray], document: Mapping[str, Any]) -> None:
         self.executor.forget()
@@ -69,6 +100,9 @@ class Descent:
             )
         ]
         self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        for name, part in self._parts.items():
+            under = f"{name}."
+            part.restore({k.removeprefix(under): a for k, a in arrays.items() if k.startswith(under)}, document[name])
 
 
 def _plain(group: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from pipeline.config import LearnerConfig
 from pipeline.device import flushed_denormals, generators, set_generators
 from pipeline.normalise import Standardiser
 from pipeline.task import Scorer, Task, outputs_of
+
+if TYPE_CHECKING:
+    from pipeline.options.anchor import Anchor
 
 
 class Outcome(Protocol):
@@ -55,11 +58,21 @@ class Executor(Protocol):
 class Training:
     """A module in training: the arithmetic of one step, the same on every device."""
 
-    def __init__(self, module: nn.Module, task: Task, optimizer: torch.optim.Optimizer, config: LearnerConfig) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        task: Task,
+        optimizer: torch.optim.Optimizer,
+        config: LearnerConfig,
+        anchor: Anchor | None = None,
+    ) -> None:
         self.module = module
         self.optimizer = optimizer
         self._task = task
         self._precision = config.precision
+        self._norm_max = config.gradient_norm_max
+        self._refuses_beyond = config.on_exceed == "refuse"
+        self._anchor = anchor
         self._standardisers = [m for m in module.modules() if isinstance(m, Standardiser)]
         self._parameters = list(module.parameters())
         self._buffers = list(module.buffers())
@@ -67,18 +80,45 @@ class Training:
         self._loss = self._plain_loss
         module.eval()
 
-    def gradients(self, features_BC: Tensor, labels_B: Tensor, weights_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Leaves gradients in the parameters. Returns the loss and the norm of all gradients, without waiting."""
+    def gradients(
+        self, features_BC: Tensor, labels_B: Tensor, weights_B: Tensor, new_B: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Leaves gradients in the parameters. Returns the loss and the norm of all gradients, without waiting.
+
+        `new_B` is above 0 for the rows that standardisers have not seen yet; None: those of weight above 0.
+        """
+        new_B = weights_B if new_B is None else new_B
         for before, buffer in zip(self._buffers_before, self._buffers, strict=True):
             before.copy_(buffer)
         self.module.train()
         for standardiser in self._standardisers:
-            standardiser.update(features_BC[:, : len(standardiser.mean_F)], weights_B)
+            standardiser.update(features_BC[:, : len(standardiser.mean_F)], new_B)
         loss = self._loss(features_BC, labels_B, weights_B)
         loss.backward()  # type: ignore[no-untyped-call]
+        if self._anchor is not None:
+            self._anchor.pull()
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]))
+        if self._norm_max is not None:
+            norm = self._limit(gradients, norm, self._norm_max)
         return loss.detach(), norm
+
+    def _limit(self, gradients: list[Tensor], norm: Tensor, norm_max: float) -> Tensor:
+        """Scales gradients down to a norm of `norm_max`, or calls a greater norm infinite, which refuses the step.
+
+        Pascanu, Mikolov & Bengio, "On the difficulty of training recurrent neural networks" (2013).
+        """
+        if self._refuses_beyond:
+            return torch.where(norm > norm_max, torch.inf, norm)
+        scale = (norm_max / norm).clamp_max(1)
+        for gradient in gradients:
+            gradient.mul_(scale)
+        return norm
+
+    @torch.no_grad()
+    def judge(self, features_BC: Tensor, labels_B: Tensor, weights_B: Tensor) -> Tensor:
+        """The task's loss of rows as they are scored, without learning anything."""
+        return self._task.loss(outputs_of(self.module, features_BC, self._precision), labels_B, weights_B)
 
     def step_unseen(self, batch: tuple[Tensor, Tensor, Tensor], refuse: Tensor) -> Tensor:
         """A whole step in which the host decides nothing: the device drops what is not finite.
@@ -142,7 +182,9 @@ class Training:
         self.end()
 
     def _plain_loss(self, features_BC: Tensor, labels_B: Tensor, weights_B: Tensor) -> Tensor:
-        return self._task.loss(outputs_of(self.module, features_BC, self._precision), labels_B, weights_B)
+        outputs = outputs_of(self.module, features_BC, self._precision)
+        loss = self._task.loss(outputs, labels_B, weights_B)
+        return loss if self._anchor is None else loss + self._anchor.loss(outputs, features_BC, weights_B)
 
 
 def skips_by_itself(optimizer: torch.optim.Optimizer) -> bool:
@@ -177,17 +219,18 @@ class Eager:
             scores_NS[start:stop] = scores_B.reshape(size, -1)[: stop - start].cpu().numpy()
         return scores_NS
 
-    def step(self, batch: Batch) -> Outcome:
+    def step(self, batch: Batch, new_B: Float32s | None = None) -> Outcome:
+        """Learns from one batch; `new_B` is as in `Training.gradients`."""
         with flushed_denormals():
-            return self._step(batch)
+            return self._step(batch, new_B)
 
-    def _step(self, batch: Batch) -> Outcome:
+    def _step(self, batch: Batch, new_B: Float32s | None) -> Outcome:
         training = self._training
         features_BC = self._block(batch.features_BC)
-        labels_B = torch.from_numpy(batch.labels_B).to(self._device)
-        weights_B = torch.from_numpy(batch.weights_B).to(self._device)
+        labels_B, weights_B = self._tensor(batch.labels_B), self._tensor(batch.weights_B)
         states = generators(self._device)
-        loss, norm = training.gradients(features_BC, labels_B, weights_B)
+        new = None if new_B is None else self._tensor(new_B)
+        loss, norm = training.gradients(features_BC, labels_B, weights_B, new)
         value, finite = loss.item(), math.isfinite((loss + norm).item())
         if finite:
             training.optimizer.step()
@@ -197,11 +240,19 @@ class Eager:
         training.end()
         return Done(value, not finite)
 
+    def judge(self, batch: Batch, weights_B: Float32s) -> float:
+        """See `Training.judge`; with other weights than the batch's own."""
+        features_BC = self._block(batch.features_BC)
+        return self._training.judge(features_BC, self._tensor(batch.labels_B), self._tensor(weights_B)).item()
+
     def settle(self) -> None:
         pass
 
     def forget(self) -> None:
         pass
+
+    def _tensor(self, column_B: Float32s) -> Tensor:
+        return torch.from_numpy(column_B).to(self._device)
 
     def _block(self, features_NC: Float32s) -> Tensor:
         """Rows as the block that every forward uses, so that memory alignment cannot change a bit."""

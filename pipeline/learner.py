@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from consumers.batch import Batch
 from consumers.record import Float32s
@@ -18,6 +20,7 @@ from pipeline.device import choose_device, generators, keep_freed_memory, set_ge
 from pipeline.executor import Outcome
 from pipeline.identity import torch_threads
 from pipeline.method import Method, arrays_of, tensors_of
+from pipeline.options.pretrained import put_weights
 from pipeline.task import Scorer, build_scoring, build_task, score_width
 
 
@@ -45,13 +48,17 @@ class StepReport:
 class Learner:
     """What is scored, its frozen copy and the random state; how it learns is its method's business."""
 
-    def __init__(self, job: JobConfig) -> None:
+    def __init__(self, job: JobConfig, pretrained: Mapping[str, Tensor] | None = None) -> None:
+        """Raises ConfigError if `pretrained`, the weights that a lineage begins with, does not fit."""
         self.device = torch.device("cpu") if job.learner.is_bank else choose_device(job.learner.device)
         torch.set_num_threads(torch_threads(job))
         keep_freed_memory()
         torch.manual_seed(job.job.seed)
         self.task = build_scoring(job)
-        self.module = self.task.module().to(self.device)
+        self.module = self.task.module()
+        if pretrained is not None:
+            put_weights(self.module, pretrained, job.learner.pretrained)
+        self.module.to(self.device)
         self.scorer = Scorer(self.module, self.task, job.learner.precision)
         self.frozen: Scorer | None = None
         self.score_width = score_width(self.task, job.learner)

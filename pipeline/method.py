@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -43,9 +43,35 @@ class Method(Protocol):
         ...
 
 
+class Part(Protocol):
+    """A part of a method that has a state of its own, and goes on with every batch that was learned."""
+
+    def learned(self, batch: Batch) -> None:
+        """The module has just learned this batch; a refused one is not told."""
+        ...
+
+    def state(self) -> dict[str, np.ndarray]: ...
+
+    def document(self) -> dict[str, Any]: ...
+
+    def restore(self, arrays: Mapping[str, np.ndarray], document: Mapping[str, Any]) -> None: ...
+
+
 def arrays_of(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """Tensors as arrays, under names that begin with `prefix`."""
     return {prefix + name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+
+
+def numbered(prefix: str, tensors: Iterable[Tensor]) -> dict[str, np.ndarray]:
+    """Tensors without names as arrays: `prefix`0, `prefix`1, ..."""
+    return arrays_of(prefix, {str(index): tensor for index, tensor in enumerate(tensors)})
+
+
+@torch.no_grad()
+def fill(tensors: Iterable[Tensor], prefix: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Gives tensors the values that `numbered` took."""
+    for index, tensor in enumerate(tensors):
+        tensor.copy_(torch.from_numpy(arrays[f"{prefix}{index}"].copy()))
 
 
 def tensors_of(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:

@@ -287,6 +287,20 @@ def import_mlflow() -> Any:
     return mlflow
 
 
+def save_weights(tracking_uri: str, model_uri: str, path: Path) -> None:
+    """Writes parameters and buffers of a PyTorch model ("models:/name/version") to a safetensors file."""
+    import_mlflow().set_tracking_uri(tracking_uri)
+    from mlflow.pytorch import load_model
+    from safetensors.torch import save_file
+
+    tensors = load_model(model_uri, map_location="cpu").state_dict()
+    scorer = all(name.startswith("module.") for name in tensors)  # what is published scores with what learns
+    save_file(
+        {name.removeprefix("module.") if scorer else name: tensor.contiguous() for name, tensor in tensors.items()},
+        path,
+    )
+
+
 def _make_database(tracking_uri: str) -> None:
     """Makes a new SQLite store beside its place and moves it there: half a one, left by a crash, is of no use."""
     path = database(tracking_uri)

@@ -23,6 +23,7 @@ from pipeline.config import JobConfig, label_rule
 from pipeline.fence import hold
 from pipeline.identity import changes, environment, recorded
 from pipeline.learner import Learner
+from pipeline.options.pretrained import read_weights
 from pipeline.releaser import Releaser, released, shown
 from pipeline.snapshot import Lineage, Snapshots
 from pipeline.state import State, fresh_positions
@@ -162,7 +163,7 @@ def _begin(
 ) -> State:
     """A new lineage with its first snapshot."""
     starts = bounds.starts or _starts(job, cluster, topics)
-    state = State(job, fresh_positions(starts), Learner(job))
+    state = State(job, fresh_positions(starts), Learner(job, pretrained=read_weights(job)))
     lineage = Lineage.begin(cluster.id(), {topic.name: topic.id for topic in topics}, starts)
     snapshots.begin(replace(lineage, accepted=start.new_lineage), state)
     log.info("begins lineage %s", lineage.id)

@@ -35,7 +35,7 @@ class TinyLearner:
     bits in any company.
     """
 
-    def __init__(self, job: JobConfig, ids: int = IDS_MAX) -> None:
+    def __init__(self, job: JobConfig, ids: int = IDS_MAX, *, pretrained: None = None) -> None:
         self.task = SimpleNamespace(kind="binary")
         self.score_width = 1
         self.batch_size = job.learner.batch_size
@@ -69,6 +69,9 @@ class TinyLearner:
     def frozen_scores(self, batch: Batch) -> Float32s | None:
         """Scores [B, 1] of the frozen copy."""
         return None if self.frozen is None else _scores(self.frozen, batch.features_BC)[:, None]
+
+    def rewarm(self) -> None:
+        """Its steps are always the same."""
 
     def freeze(self) -> None:
         """Takes the frozen copy."""

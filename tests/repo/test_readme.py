@@ -11,6 +11,7 @@ import pytest
 from consumers.batch import Batch
 from pipeline.config import JobConfig
 from pipeline.learner import Learner
+from pipeline.options.config import OptionsConfig
 
 ROOT = Path(__file__).parents[2]
 SIZE = 64
@@ -53,6 +54,19 @@ def test_the_readme_shows_the_custom_model_as_it_is() -> None:
     assert code in (ROOT / "README.md").read_text()
 
 
+def test_the_readme_names_every_option_of_gradient_descent() -> None:
+    text = (ROOT / "README.md").read_text()
+    for name in OptionsConfig.model_fields:
+        assert f"`{name} = " in text, name
+
+
+def test_the_examples_page_names_every_example() -> None:
+    text = (ROOT / "examples" / "README.md").read_text()
+    runnable = {path.stem for path in (ROOT / "examples").glob("*.py") if "EXAMPLE = " in path.read_text()}
+    assert set(re.findall(r"`python -m examples\.(\w+)`", text)) == runnable
+    assert len(runnable) == 6
+
+
 def test_the_job_file_of_the_readme_is_valid(tmp_path: Path) -> None:
     from pipeline.jobfile import load
 
@@ -68,6 +82,7 @@ def test_the_job_file_of_the_readme_is_valid(tmp_path: Path) -> None:
     "page",
     [
         "README.md",
+        "examples/README.md",
         "docs/guarantees.md",
         "docs/architecture.md",
         "docs/performance.md",

@@ -57,7 +57,7 @@ def taken(made: TableSource, start: int = 0) -> list[Any]:
 class Recorder(TinyLearner):
     """A learner that says what happens, in turn, to rows by their first column."""
 
-    def __init__(self, job: JobConfig) -> None:
+    def __init__(self, job: JobConfig, pretrained: None = None) -> None:
         super().__init__(job)
         self.said: list[tuple[str, list[int]]] = []
 
@@ -77,7 +77,7 @@ def test_rows_are_scored_as_of_their_label_latency_and_then_learned(
     latency: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Recorder] = []
-    monkeypatch.setattr(backtest, "Learner", lambda job: made.append(Recorder(job)) or made[0])
+    monkeypatch.setattr(backtest, "Learner", lambda job, **_: made.append(Recorder(job)) or made[0])
     table = pa.table({"n": np.arange(10.0), "label": np.arange(10) % 2})
     result = backtest_table(*prepare(table, options(label_latency=latency)), latency)
     blocks = [list(range(start, min(start + latency, 10))) for start in range(0, 10, latency)]

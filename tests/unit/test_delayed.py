@@ -110,11 +110,11 @@ class Watched:
         self.story = Story(folder, join={**POLICY, **join})
         observe = Monitor.observe
 
-        def noting(monitor: Monitor, batch: Batch, *rest: Any) -> None:
+        def noting(monitor: Monitor, batch: Batch, *rest: Any) -> Any:
             assert batch.age_B is not None
             columns = (batch.event_time_B, batch.labels_B, batch.age_B)
             self.booked += zip(*(column[: batch.rows].tolist() for column in columns), strict=True)
-            observe(monitor, batch, *rest)
+            return observe(monitor, batch, *rest)
 
         monkeypatch.setattr(Monitor, "observe", noting)
 

@@ -187,7 +187,7 @@ class TestValues:
 
 
 class TestWhatIsNotThere:
-    EMPTY = {"id": "a", "ts": NOW}  # noqa: RUF012
+    EMPTY = {"id": "a", "ts": NOW}
 
     @pytest.mark.parametrize(("kind", "syntax"), [("float", "proto3"), ("sint32", "proto3"), ("fixed64", "proto3")])
     def test_a_number_of_proto3_is_0(self, plain: Any, kind: str, syntax: str) -> None:

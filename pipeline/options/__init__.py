@@ -1,0 +1,1 @@
+"""Options of gradient descent: each is one file, and none costs anything unless the job file names it."""
