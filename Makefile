@@ -61,4 +61,5 @@ $(STAMP): pyproject.toml requirements-dev.txt
 		$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .; \
 	fi
 	$(BIN)/python -m consumers.precompile
+	$(BIN)/python -m pipeline.bank.precompile
 	@touch $@

@@ -29,7 +29,7 @@ def job(state_dir: Path, *, embedding_rows: int = 0, **tables: Any) -> JobConfig
         },
         "labels": {"topic": LABELS.topic, "column": "y"},
         "join": {"memory": "2GiB"},
-        "learner": {"device": "cpu"},
+        "learner": {"kind": "mlp", "device": "cpu"},
         "registry": {"register_every": "365d"},
         "dead_letters": {"topic": "d"},
     }

@@ -52,6 +52,7 @@ window = "300s"
 slab_rows = 32768
 
 [learner]
+kind = "mlp"
 batch_size = 1024
 hidden = [256, 128]
 device = "cpu"

@@ -23,7 +23,7 @@ from pipeline.replay import Stretch
 from pipeline.run import kafka_source
 from pipeline.state import State, fresh_positions
 from pipeline.tables import TableOptions, prepare, read_table
-from pipeline.task import build_task
+from pipeline.task import build_scoring
 from pipeline.train import learn
 
 METRICS = ("accuracy", "kappa", "kappa_temporal", "auc", "logloss", "calibration_error", "mae", "rmse", "r2")
@@ -65,7 +65,7 @@ def backtest_file(path: Path, options: TableOptions) -> Result:
     if options.rows is not None and table.num_rows < options.rows:
         log.warning("%s has only %d rows, not %d", path, table.num_rows, options.rows)
     prepared, job = prepare(table, options)
-    kind = build_task(job).kind
+    kind = build_scoring(job).kind
     if kind != options.task:
         raise ConfigError(f"--learner {options.learner} is for the task {kind}, not {options.task}")
     return backtest_table(prepared, job, options.label_latency)

@@ -92,13 +92,17 @@ class RunConfig(Model):
 
 
 class LearnerConfig(OptionsConfig):
-    """`[learner]`: the task, the plain MLP and its optimizer, and the options of gradient descent."""
+    """`[learner]`: the task, who learns it, the settings of the plain MLP, and the options of gradient descent."""
 
+    kind: Literal["bank", "mlp"] = "bank"  # of built-in tasks: the bank of experts, or one MLP and Adam
     task: Annotated[str, AfterValidator(_check_task)] = "binary"
     classes: int = Field(default=2, ge=2, le=4096)
     batch_size: int = Field(default=1024, ge=2, le=2**20)
     batch_wait: DurationMs = 1000
-    hidden: tuple[int, ...] = (256, 128)
+    hidden: tuple[int, ...] = (
+        256,
+        128,
+    )  # the MLP's, as are embedding and learning_rate; a task of one's own may use them
     embedding: int = Field(default=8, ge=1, le=1024)
     learning_rate: float = Field(default=1e-3, gt=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -107,8 +111,18 @@ class LearnerConfig(OptionsConfig):
     compile: bool = False  # forward and loss of the step, by torch.compile; scoring stays as it is published
     cuda_graphs: bool = False  # on CUDA: see `pipeline.cuda`; on a CPU it changes nothing
 
+    @property
+    def is_bank(self) -> bool:
+        """Whether the bank of experts learns: built-in tasks only, as it brings loss and steps of its own."""
+        return self.kind == "bank" and self.task in BUILT_IN_TASKS
+
     @model_validator(mode="after")
     def _options_fit(self) -> LearnerConfig:
+        if self.is_bank and self.options_set():
+            raise ValueError(
+                f"{self.options_set()[0]} is for models that learn by gradient descent: set learner.kind = 'mlp', or "
+                "name a task of your own"
+            )
         host = [name for name in self.options_set() if name in HOST_DECIDES]
         if self.cuda_graphs and host:
             raise ValueError(
@@ -116,6 +130,15 @@ class LearnerConfig(OptionsConfig):
             )
         if self.compile and self.anchor is not None and self.anchor.kind == "distill":
             raise ValueError("compile = true is not for anchor.kind = 'distill', which runs two modules; leave one out")
+        return self
+
+    @model_validator(mode="after")
+    def _bank_on_cpu(self) -> LearnerConfig:
+        if self.is_bank and (self.device == "cuda" or self.precision != "float32" or self.compile):
+            raise ValueError(
+                "learner.kind = 'bank' learns on a CPU, in float32, by loops of its own; set learner.kind = 'mlp' "
+                "for device = 'cuda', precision = 'bfloat16' or compile = true"
+            )
         return self
 
 

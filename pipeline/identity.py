@@ -69,6 +69,8 @@ def torch_threads(job: JobConfig) -> int:
     """
     if job.learner.threads != "auto":
         return job.learner.threads
+    if job.learner.is_bank:
+        return 1
     widths = [job.features.columns, *job.learner.hidden]
     products = job.learner.batch_size * sum(before * after for before, after in pairwise(widths))
     return max(1, min(len(os.sched_getaffinity(0)) - 1, products // PRODUCTS_PER_THREAD))

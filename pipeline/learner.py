@@ -12,6 +12,8 @@ from torch import Tensor
 
 from consumers.batch import Batch
 from consumers.record import Float32s
+from pipeline.bank.method import BankMethod
+from pipeline.bank.module import Bank
 from pipeline.config import JobConfig
 from pipeline.descent import Descent
 from pipeline.device import choose_device, generators, keep_freed_memory, set_generators
@@ -19,7 +21,7 @@ from pipeline.executor import Outcome
 from pipeline.identity import torch_threads
 from pipeline.method import Method, arrays_of, tensors_of
 from pipeline.options.pretrained import put_weights
-from pipeline.task import Scorer, build_task, score_width
+from pipeline.task import Scorer, build_scoring, build_task, score_width
 
 
 class StepReport:
@@ -48,11 +50,11 @@ class Learner:
 
     def __init__(self, job: JobConfig, pretrained: Mapping[str, Tensor] | None = None) -> None:
         """Raises ConfigError if `pretrained`, the weights that a lineage begins with, does not fit."""
-        self.device = choose_device(job.learner.device)
+        self.device = torch.device("cpu") if job.learner.is_bank else choose_device(job.learner.device)
         torch.set_num_threads(torch_threads(job))
         keep_freed_memory()
         torch.manual_seed(job.job.seed)
-        self.task = build_task(job)
+        self.task = build_scoring(job)
         self.module = self.task.module()
         if pretrained is not None:
             put_weights(self.module, pretrained, job.learner.pretrained)
@@ -61,7 +63,12 @@ class Learner:
         self.frozen: Scorer | None = None
         self.score_width = score_width(self.task, job.learner)
         self.batch_size = job.learner.batch_size
-        self.method: Method = Descent(self.module, self.task, job, self.device)
+        self.method = self._method(job)
+
+    def _method(self, job: JobConfig) -> Method:
+        if isinstance(self.module, Bank):
+            return BankMethod(self.module, job)
+        return Descent(self.module, build_task(job), job, self.device)
 
     def score(self, features_NC: Float32s) -> Float32s:
         """Scores [N, S] with the weights of this moment."""

@@ -18,7 +18,7 @@ from consumers.errors import ConfigError
 from consumers.record import MESSAGE_ROWS_MAX
 from pipeline.config import BUILT_IN_TASKS, JobConfig
 
-LEARNERS = ("mlp",)
+LEARNERS = ("bank", "mlp")
 
 BATCH_SIZE_MIN = 2
 SLAB_ROWS = 4096  # of the join, which holds one or two slabs: a row is done with once it was learned
@@ -107,7 +107,7 @@ def _job(options: TableOptions, classes: int, kinds: dict[str, list[dict[str, An
 
 
 def _learner(name: str) -> dict[str, str]:
-    return {} if name in LEARNERS else {"task": name}
+    return {"kind": name} if name in LEARNERS else {"task": name}
 
 
 def _check_names(names: Sequence[str], options: TableOptions) -> None:

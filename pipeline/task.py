@@ -11,12 +11,13 @@ from torch.nn import functional
 
 from consumers.config import FeaturesConfig
 from consumers.errors import ConfigError
+from pipeline.bank.task import BankTask
 from pipeline.config import BUILT_IN_TASKS, JobConfig, LearnerConfig
 from pipeline.models.mlp import mlp
 
 
-class Task(Protocol):
-    """A model, its loss and its optimizer.
+class Scoring(Protocol):
+    """A model and what its outputs mean: enough to score and to publish.
 
     Shapes: N rows, C feature columns, K outputs; `outputs` is what the module returned, as float32.
     `kind` says how scores are measured: "binary" (scores [N], probability of 1), "multiclass"
@@ -29,14 +30,18 @@ class Task(Protocol):
         """A new module, float32 [N, C] -> outputs. Called once, after the seed is set."""
         ...
 
+    def score(self, outputs: Tensor) -> Tensor:
+        """Scores, float32: [N] or [N, K]."""
+        ...
+
+
+class Task(Scoring, Protocol):
+    """A model, its loss and its optimizer: what gradient descent learns."""
+
     def optimizer(self, module: nn.Module) -> torch.optim.Optimizer: ...
 
     def loss(self, outputs: Tensor, labels_N: Tensor, weights_N: Tensor) -> Tensor:
         """The scalar to minimise. Rows of weight 0 are padding and must not count."""
-        ...
-
-    def score(self, outputs: Tensor) -> Tensor:
-        """Scores, float32: [N] or [N, K]."""
         ...
 
 
@@ -113,7 +118,7 @@ def total(weights_N: Tensor) -> Tensor:
 class Scorer(nn.Module):
     """Exactly what is scored and published: features float32 [N, C] -> scores [N] or [N, K]."""
 
-    def __init__(self, module: nn.Module, task: Task, precision: str) -> None:
+    def __init__(self, module: nn.Module, task: Scoring, precision: str) -> None:
         super().__init__()
         self.module = module
         self._task = task
@@ -141,6 +146,11 @@ def outputs_of(module: nn.Module, features_NC: Tensor, precision: str) -> Tensor
 BUILT_IN: dict[str, type[Any]] = dict(zip(BUILT_IN_TASKS, (Binary, Multiclass, Regression), strict=True))
 
 
+def build_scoring(job: JobConfig) -> Scoring:
+    """The configured task, or the bank's view of it. Raises ConfigError as `build_task` does."""
+    return BankTask(job.features, job.learner) if job.learner.is_bank else build_task(job)
+
+
 def build_task(job: JobConfig) -> Task:
     """The configured task. Raises ConfigError if a custom one cannot be imported or built."""
     name = job.learner.task
@@ -152,14 +162,14 @@ def build_task(job: JobConfig) -> Task:
     return task
 
 
-def score_width(task: Task, learner: LearnerConfig) -> int:
+def score_width(task: Scoring, learner: LearnerConfig) -> int:
     """S: how many numbers one score has."""
     return learner.classes if task.kind == "multiclass" else 1
 
 
 def build_scorer(job: JobConfig) -> Scorer:
     """A new scorer on the CPU, in eval mode, its weights to be loaded into `scorer.module`."""
-    task = build_task(job)
+    task = build_scoring(job)
     return Scorer(task.module(), task, job.learner.precision).eval()
 
 

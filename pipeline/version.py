@@ -158,7 +158,8 @@ def candidate(owed: bytes, manifest: Manifest) -> Candidate:
     torch.set_num_threads(int(manifest["environment"]["threads"]))  # the trainer's: sums are split, and rounded, alike
     scorer = build_scorer(job)
     scorer.module.load_state_dict(weights)
-    on_cuda = job.learner.device == "cuda" or (job.learner.device == "auto" and torch.cuda.is_available())
+    auto = job.learner.device == "auto" and not job.learner.is_bank
+    on_cuda = job.learner.device == "cuda" or (auto and torch.cuda.is_available())
     return Candidate(
         name=manifest["name"],
         lineage=manifest["lineage"],

@@ -59,7 +59,7 @@ class Trainer:
                     "categorical": ["carrier"],
                 },
                 "labels": {"topic": "release.labels", "column": "late"},
-                "learner": {"device": "cpu", "batch_size": 64},
+                "learner": {"kind": "mlp", "device": "cpu", "batch_size": 64},
                 "registry": {"tracking_uri": tracking_uri},
                 "dead_letters": {"topic": "release.dead"},
             }

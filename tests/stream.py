@@ -54,7 +54,7 @@ def job_document(state_dir: Path, bootstrap: str = "unused", prefix: str = "t", 
         "labels": {"topic": f"{prefix}.labels", "key": "id", "time": "ts", "column": "y"},
         "join": {"window": "5s", "memory": "16MiB", "slab_rows": 512},
         "stream": {"span": 128},
-        "learner": {"batch_size": 64, "hidden": [16]},
+        "learner": {"kind": "mlp", "batch_size": 64, "hidden": [16]},
         "monitor": {"every": "500 rows", "window": 1000, "reference_rows": 500, "frozen_after": 640},
         "snapshot": {"every": "1000 rows"},
         "registry": {

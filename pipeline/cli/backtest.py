@@ -41,7 +41,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     file.add_argument("--rows", type=int, metavar="N", help="only the first N rows")
     file.add_argument("--drop", type=_names, metavar="COLUMN,…", help="columns that are no features")
     file.add_argument("--categorical", type=_names, metavar="COLUMN,…", help="categorical columns beside those of text")
-    file.add_argument("--learner", help="mlp (default) or package.module:Task")
+    file.add_argument("--learner", help="bank (default), mlp or package.module:Task")
     file.add_argument("--seed", type=int, help="of the learner's random numbers (default: 0)")
     topics = parser.add_argument_group("of the topics of a job file")
     topics.add_argument("--from", dest="start", metavar="FROM", help="a time, or offsets (required)")

@@ -78,6 +78,7 @@ class Scenario:
                 "labels_may_idle": not self.calm and rng.random() < 0.5,
             },
             "learner": {
+                "kind": "bank" if self.seed // len(TASKS) % 2 == 0 else "mlp",
                 "task": self.task,
                 "classes": 3,
                 "batch_size": batch,

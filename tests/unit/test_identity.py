@@ -74,6 +74,7 @@ CLASSES = {
         "labels_may_idle": FREE,
     },
     "learner": {
+        "kind": IDENTITY,
         "task": IDENTITY,
         "classes": IDENTITY,
         "batch_size": IDENTITY,

@@ -28,7 +28,7 @@ def job(**learner: Any) -> JobConfig:
                 "categorical": [{"name": "c", "buckets": 16}],
             },
             "labels": {"topic": "l", "column": "y"},
-            "learner": {"batch_size": SIZE, "hidden": [16], **learner},
+            "learner": {"kind": "mlp", "batch_size": SIZE, "hidden": [16], **learner},
             "dead_letters": {"topic": "d"},
         }
     )

@@ -25,7 +25,7 @@ from pipeline.snapshot import Snapshots, load_state
 from pipeline.store import MemoryStore
 from tests.unit.test_learner import SIZE, batch, job
 
-SMALL = {"learning_rate": 0.01, "hidden": [16]}
+SMALL = {"kind": "mlp", "learning_rate": 0.01, "hidden": [16]}
 
 
 class TestAveraged(TaskChecks):
@@ -300,6 +300,8 @@ def test_standardisers_see_a_replayed_row_once() -> None:
         ({"compile": True, "anchor": {"kind": "distill", "weight": 1}}, "compile = true is not for anchor.kind"),
         ({"anchor": {"kind": "ewc", "weight": 1}}, "needs anchor.every"),
         ({"anchor": {"kind": "l2_init", "weight": 1, "every": 5}}, "anchor.every is not for"),
+        ({"kind": "bank", "average": 0.9}, "average is for models that learn by gradient descent: set learner.kind"),
+        ({"kind": "bank", "pretrained": "w"}, "pretrained is for models that learn by gradient descent"),
         ({"average": 1.0}, "less than 1"),
         ({"on_exceed": "ignore"}, "'clip' or 'refuse'"),
     ],

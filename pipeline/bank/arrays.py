@@ -1,0 +1,55 @@
+"""What the bank's compiled loops work on: the module's memory, the optimizers', and rows. Axes as in its module."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from consumers.record import Float32s, Int64s
+
+
+class Weights(NamedTuple):
+    """What is learned by steps."""
+
+    first_DJ: Float32s
+    second_EKH: Float32s
+    embedding_RA: Float32s
+    wide_RK: Float32s
+
+
+class Slots(NamedTuple):
+    """What the optimizers remember: Adam's two moments, of its own experts alone, and Adagrad's sums of squares."""
+
+    first_2DJ: Float32s
+    second_2EKH: Float32s
+    embedding_R: Float32s
+    wide_R: Float32s
+    step_3: Int64s  # sub-batches learned, rows learned, and what the next replay is drawn from
+
+
+class Rows(NamedTuple):
+    """Rows to learn, encoded. `target_N` is the class, or the standardised value."""
+
+    dense_ND: Float32s
+    rows_NG: Int64s
+    tokens_NT: Int64s
+    target_N: Float32s
+    weight_N: Float32s
+
+
+class Scratch(NamedTuple):
+    """Room for one sub-batch of B rows; the steps of this moment; where the L2-init expert began."""
+
+    inputs_BD: Float32s
+    hidden_BJ: Float32s
+    slope_BJ: Float32s
+    output_BEK: Float32s
+    wide_BK: Float32s
+    gradient_J: Float32s
+    gradient_H: Float32s
+    share_B: Float32s
+    target_B: Float32s
+    rate_J: Float32s
+    rate_E: Float32s
+    lanes_U: Float32s
+    slope_A: Float32s
+    begun_DH: Float32s

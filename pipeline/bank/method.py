@@ -1,0 +1,181 @@
+"""How the bank learns: a `Method`. What each member says of a batch is judged before any of them learns it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from consumers.batch import Batch
+from consumers.record import Float32s
+from pipeline.bank import mixture
+from pipeline.bank.arrays import Rows, Scratch, Slots, Weights
+from pipeline.bank.deep import LANES
+from pipeline.bank.experts import EXPERTS, HIDDEN, L2_EXPERT, LINEAR, PLAIN_STEPS, TRAINED
+from pipeline.bank.kernels import REPLAYED, SUB_BATCH, learn
+from pipeline.bank.module import EMBEDDING, Bank
+from pipeline.config import JobConfig
+from pipeline.device import flushed_denormals
+from pipeline.executor import Done, Outcome
+from pipeline.task import Scorer
+
+LABEL_MAX = 1e18  # its square is still a float32
+
+Said = tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Rows as `Bank.encode` gives them, and the members' answers."""
+
+
+class BankMethod:
+    """Learns by sub-batches of `SUB_BATCH` rows, in the memory of the module's own tensors.
+
+    Inputs and slopes are clipped, so no weight can leave the finite numbers: a step is refused for its labels and
+    weights alone, before anything has changed.
+    """
+
+    def __init__(self, module: Bank, job: JobConfig) -> None:
+        self._module = module.eval()
+        self._block_BC = torch.zeros(job.learner.batch_size, job.features.columns)
+        self._said: Said | None = None  # of the rows in the block, unless something was learned since
+        self._weights = Weights(*(_view(getattr(module, name)) for name in Weights._fields))
+        self._memory = mixture.Memory(*(_view(getattr(module, name)) for name in mixture.Memory._fields))
+        self._moments = mixture.Moments(*(_view(getattr(module.standardise, n)) for n in mixture.Moments._fields))
+        self._mixture_M, self._label_2 = _view(module.mixture_M), _view(module.label_2)
+        self._slots = _slots(self._weights)
+        self._past = _past(module)
+        self._scratch = _scratch(module, self._weights)
+        self._labels_4 = np.zeros(4)  # of values: weight, mean, squares around it; and the mixture's squared error
+
+    @torch.no_grad()
+    def score(self, scorer: Scorer, features_NC: Float32s, width: int) -> Float32s:
+        rows, size = len(features_NC), len(self._block_BC)
+        scores_NS = np.empty((rows, width), np.float32)
+        for start in range(0, rows, size):
+            stop = min(start + size, rows)
+            if scorer.module is self._module:  # operation by operation what the scorer does, and remembered
+                scores_B = self._module.mix(self._ask(features_NC[start:stop])[1])[:, -width:]
+            else:
+                scores_B = scorer(self._fill(features_NC[start:stop]))
+            scores_NS[start:stop] = scores_B.reshape(size, -1)[: stop - start].numpy()
+        return scores_NS
+
+    def step(self, batch: Batch) -> Outcome:
+        labels_N, weights_N = batch.labels_B[: batch.rows], batch.weights_B[: batch.rows]
+        known = bool((np.abs(labels_N) <= LABEL_MAX).all()) and bool((weights_N >= 0).all())
+        if not known or not np.isfinite(weights_N.sum()):
+            return Done(float("nan"), True)
+        with flushed_denormals(), torch.no_grad():
+            return Done(self._learn(batch.features_BC, labels_N, weights_N), False)
+
+    def _learn(self, features_BC: Float32s, labels_N: Float32s, weights_N: Float32s) -> float:
+        rows, regression = len(labels_N), self._module.regression
+        begins = self._slots.step_3[0] == 0
+        if begins:
+            mixture.standardise(features_BC, weights_N, self._moments)
+            self._said = None
+        encoded, answers_NMK = self._ask(features_BC)
+        loss, targets_N = self._judge(_view(answers_NMK)[:rows], labels_N, weights_N)
+        dense_ND, rows_NG, tokens_NT, keys_NQ = (_view(tensor)[:rows] for tensor in encoded)
+        history_Q, seen = _view(self._module.history_inputs()).copy(), int(self._slots.step_3[1])
+        new = Rows(dense_ND, rows_NG, tokens_NT, targets_N, weights_N)
+        learn(self._weights, self._slots, self._scratch, new, self._past, history_Q, regression)
+        mixture.remember(self._memory, keys_NQ, labels_N, weights_N, seen, regression)
+        if not begins:  # last, so that all above saw rows as they were scored
+            mixture.standardise(features_BC, weights_N, self._moments)
+        self._said = None
+        return loss
+
+    def _judge(self, answers_NMK: Float32s, labels_N: Float32s, weights_N: Float32s) -> tuple[float, Float32s]:
+        """Moves the mixture. Returns the loss, and the labels as experts learn them."""
+        if not self._module.regression:
+            return float(mixture.judge_classes(answers_NMK, labels_N, weights_N, self._mixture_M)), labels_N
+        loss = mixture.judge_values(answers_NMK, labels_N, weights_N, self._mixture_M, self._labels_4)
+        mixture.measure(labels_N, weights_N, self._labels_4, self._label_2)
+        mean, deviation = self._label_2
+        return float(loss), (labels_N - mean) / deviation
+
+    def _ask(self, features_NC: Float32s) -> Said:
+        """What the members say of rows. If these were just scored, it is known: a label may come at once."""
+        block_BC, rows = self._block_BC.numpy(), len(features_NC)
+        bits_NC = features_NC.view(np.int32)
+        known = np.array_equal(block_BC[:rows].view(np.int32), bits_NC) and not block_BC[rows:].any()
+        if self._said is None or not known:
+            encoded = self._module.encode(self._fill(features_NC))
+            self._said = encoded, self._module.answers(*encoded)
+        return self._said
+
+    def _fill(self, features_NC: Float32s) -> Tensor:
+        """Rows as the block that every forward uses, so that memory alignment cannot change a bit."""
+        rows, block_BC = len(features_NC), self._block_BC.numpy()
+        block_BC[:rows] = features_NC
+        block_BC[rows:] = 0
+        self._said = None
+        return self._block_BC
+
+    def _arrays(self) -> Iterator[tuple[str, np.ndarray]]:
+        for prefix, group in (("slots", self._slots), ("past", self._past)):
+            kept = {name: array for name, array in group._asdict().items() if array.size}
+            yield from ((f"bank.{prefix}.{name}", array) for name, array in kept.items())
+        if self._module.regression:
+            yield "bank.labels", self._labels_4
+
+    def state(self) -> dict[str, np.ndarray]:
+        return dict(self._arrays())
+
+    def document(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, arrays: Mapping[str, np.ndarray], document: Mapping[str, Any]) -> None:
+        self._said = None
+        for name, array in self._arrays():
+            array[...] = arrays[name]
+
+
+def _view(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().numpy()
+
+
+def _slots(weights: Weights) -> Slots:
+    inputs, outputs = len(weights.first_DJ), weights.second_EKH.shape[1]
+    adam = TRAINED - PLAIN_STEPS
+    return Slots(
+        first_2DJ=np.zeros((2, inputs, adam * HIDDEN), np.float32),
+        second_2EKH=np.zeros((2, adam, outputs, HIDDEN), np.float32),
+        embedding_R=np.zeros(len(weights.embedding_RA), np.float32),
+        wide_R=np.zeros(len(weights.wide_RK), np.float32),
+        step_3=np.array([0, 0, 1]),
+    )
+
+
+def _past(module: Bank) -> Rows:
+    return Rows(
+        dense_ND=np.zeros((REPLAYED, module.dense), np.float32),
+        rows_NG=np.zeros((REPLAYED, module.categories), np.int64),
+        tokens_NT=np.zeros((0, 0), np.int64),
+        target_N=np.zeros(REPLAYED, np.float32),
+        weight_N=np.zeros(0, np.float32),
+    )
+
+
+def _scratch(module: Bank, weights: Weights) -> Scratch:
+    inputs, columns = weights.first_DJ.shape
+    shapes = {
+        "inputs_BD": (SUB_BATCH, inputs),
+        "hidden_BJ": (SUB_BATCH, columns),
+        "slope_BJ": (SUB_BATCH, columns),
+        "output_BEK": (SUB_BATCH, len(EXPERTS), module.outputs),
+        "wide_BK": (SUB_BATCH, module.outputs),
+        "gradient_J": (columns,),
+        "gradient_H": (HIDDEN,),
+        "share_B": (SUB_BATCH,),
+        "target_B": (SUB_BATCH,),
+        "rate_J": (columns,),
+        "rate_E": (len(EXPERTS),),
+        "lanes_U": (LANES,),
+        "slope_A": (EMBEDDING,),
+    }
+    at = len(LINEAR) * module.outputs + L2_EXPERT * HIDDEN
+    zeros = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    return Scratch(**zeros, begun_DH=weights.first_DJ[:, at : at + HIDDEN].copy())

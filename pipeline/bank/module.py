@@ -1,0 +1,180 @@
+"""The bank's module: what every member answers, and their mixture. All that scoring needs is parameters and buffers."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import torch
+from torch import Tensor, nn
+
+from consumers.config import FeaturesConfig
+from pipeline.bank.experts import EXPERTS, HIDDEN, LINEAR, MEMBERS_BESIDE, NEIGHBOURS
+from pipeline.config import LearnerConfig
+from pipeline.normalise import Standardiser
+
+CLIP = 5.0  # standard deviations: what lies farther off is as far
+EMBEDDING = 4
+CODE = 4  # signs that stand for a category where rows are compared
+MEMORY = 1024  # rows that neighbours are looked for among
+HISTORY = (0.0, 0.7, 0.95)  # what is kept of what was known when a label comes: the last one, some 3, some 20
+FREQUENCIES = (0.9, 0.99)  # the same, for the members that answer so whatever the row
+HISTORY_OUTPUTS_MAX = 16  # with more classes the newest labels are no inputs
+WIDE_BITS, WIDE_NUMBERS_MAX = 16, 2**22  # rows of the hashed table, and its size over all classes
+BINS_PER_DEVIATION = 2
+CROSSED_COLUMNS_MAX, CROSSES_MAX = 12, 66  # of more columns only categories are crossed
+
+_DOUBT = 0.3  # votes of the class frequencies, beside those of the neighbours, of which the nearest has one
+_NEAR, _FAR = 1e-3, 1e9  # squared distances: below which rows are the same, and of a place that is empty yet
+_MIX = (-7046029254386353131, -4417276706812531889)  # odd: the golden ratio and another, in 64 bits
+
+
+class Bank(nn.Module):
+    """Features float32 [N, C] (numeric raw, then category buckets) to the mixture's answer.
+
+    Axes: D inputs; E experts with a hidden layer of H units; J columns of the first layer: the outputs of L linear
+    experts, then E * H; M members; K outputs: classes, or 1 value; W rows in memory, Q columns of their keys;
+    G categories with embeddings of A numbers; T hashed tokens of a row; R rows of a table.
+    """
+
+    def __init__(self, features: FeaturesConfig, learner: LearnerConfig, kind: str) -> None:
+        super().__init__()
+        self.regression = kind == "regression"
+        self.outputs = {"regression": 1, "binary": 2}.get(kind, learner.classes)
+        self.numeric, self.categories = len(features.numeric), len(features.categorical)
+        nullable = [index for index, column in enumerate(features.numeric) if column.nullable]
+        self.nullable_U = self._constant("nullable_U", torch.tensor(nullable, dtype=torch.long))
+        self.standardise = Standardiser(self.numeric, nullable=True)  # what is not finite counts as null, too
+        self.dense = self.numeric + len(nullable)
+        self.plain = self.dense + EMBEDDING * self.categories + 1  # with the constant 1
+        self.history = len(HISTORY) * self.outputs if self.outputs <= HISTORY_OUTPUTS_MAX else 0
+        self._add_experts()
+        self._add_tables(features)
+        self._add_memory()
+        members = len(LINEAR) + len(EXPERTS) + MEMBERS_BESIDE
+        self.mixture_M = self._state("mixture_M", torch.full((members,), 1 / members))
+        self.label_2 = self._state("label_2", torch.tensor([0.0, 1.0]))  # of values: mean and standard deviation
+
+    def _constant(self, name: str, value: Tensor) -> Tensor:
+        self.register_buffer(name, value, persistent=False)
+        return value
+
+    def _state(self, name: str, value: Tensor) -> Tensor:
+        self.register_buffer(name, value)
+        return value
+
+    def _add_experts(self) -> None:
+        """Hidden layers begin as He et al. (2015) have it, heads at zero: what has learned nothing is neutral.
+
+        The first unit of each begins as the constant 1, so that its head has a bias.
+        """
+        experts, inputs, heads = len(EXPERTS), self.plain + self.history, len(LINEAR) * self.outputs
+        first_DEH = torch.randn(inputs, experts, HIDDEN) * (2 / self.plain) ** 0.5
+        first_DEH[self.plain - 1 :] = 0
+        first_DEH[:, :, 0] = 0
+        first_DEH[self.plain - 1, :, 0] = 1
+        for index, expert in enumerate(EXPERTS):
+            if expert.rule == "ema":
+                first_DEH[:, index] = first_DEH[:, expert.source]
+        first_DJ = torch.cat([torch.zeros(inputs, heads), first_DEH.flatten(1)], dim=1)
+        self.first_DJ = self._state("first_DJ", first_DJ)
+        self.second_EKH = self._state("second_EKH", torch.zeros(experts, self.outputs, HIDDEN))
+
+    def _add_tables(self, features: FeaturesConfig) -> None:
+        """Embeddings of categories, and the table of tokens: categories, bins of numbers, and crosses of two."""
+        starts = torch.tensor([0, *(column.buckets for column in features.categorical)]).cumsum(0)
+        self.starts_G = self._constant("starts_G", starts[:-1])
+        self.embedding_RA = self._state("embedding_RA", torch.randn(int(starts[-1]), EMBEDDING) * 0.5)
+        columns = self.numeric + self.categories
+        crossed = range(0 if columns <= CROSSED_COLUMNS_MAX else self.numeric, columns)
+        crosses = torch.tensor(list(combinations(crossed, 2))[:CROSSES_MAX], dtype=torch.long).reshape(-1, 2)
+        self.left_P = self._constant("left_P", crosses[:, 0].contiguous())
+        self.right_P = self._constant("right_P", crosses[:, 1].contiguous())
+        self.columns_C = self._constant("columns_C", torch.arange(columns) << 32)
+        bits = WIDE_BITS
+        while self.outputs << bits > WIDE_NUMBERS_MAX:
+            bits -= 1
+        self.wide_RK = self._state("wide_RK", torch.zeros(2**bits, self.outputs))
+
+    def _add_memory(self) -> None:
+        """Keys end with two columns more: the square of a key, and 1, so that one product gives all distances."""
+        start = 0.0 if self.regression else 1 / self.outputs
+        self.keys = self.dense + CODE * self.categories
+        self.shifts_A = self._constant("shifts_A", torch.arange(CODE) * 7 + 11)
+        keys_WQ = torch.zeros(MEMORY, self.keys + 2)
+        keys_WQ[:, -1] = _FAR
+        self.keys_WQ = self._state("keys_WQ", keys_WQ)
+        self.votes_WK = self._state("votes_WK", torch.zeros(MEMORY, self.outputs + 1))  # the last column counts
+        self.recency_W = self._state("recency_W", torch.zeros(MEMORY))
+        self.history_HK = self._state("history_HK", torch.zeros(len(HISTORY), self.outputs))
+        frequencies_FK = torch.full((len(FREQUENCIES), self.outputs), start)
+        self.frequencies_FK = self._state("frequencies_FK", frequencies_FK)
+
+    def encode(self, features_NC: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Dense inputs [N, D'], embedding rows [N, G], tokens [N, T] and memory keys [N, Q]."""
+        numbers_NF, categories_NG = features_NC[:, : self.numeric], features_NC[:, self.numeric :].long()
+        dense_ND = standard_NF = self.standardise(numbers_NF).clamp_(-CLIP, CLIP)
+        if len(self.nullable_U):
+            dense_ND = torch.cat([standard_NF, numbers_NF[:, self.nullable_U].isnan().float()], dim=1)
+        bins_NF = (standard_NF * BINS_PER_DEVIATION).floor().long()
+        ids_NC = (torch.cat([bins_NF, categories_NG], dim=1) + self.columns_C) * _MIX[0]
+        crosses_NP = ids_NC[:, self.left_P] + (ids_NC * _MIX[1])[:, self.right_P]
+        tokens_NT = (torch.cat([ids_NC, crosses_NP], dim=1) >> 29) & (len(self.wide_RK) - 1)
+        keys = [dense_ND]
+        if self.categories:
+            signs_NGA = (ids_NC[:, self.numeric :, None] >> self.shifts_A) & 1
+            keys.append(signs_NGA.flatten(1).float() - 0.5)
+        keys_NQ = torch.cat([*keys, torch.ones_like(features_NC[:, :1])], dim=1)
+        return dense_ND, categories_NG + self.starts_G, tokens_NT, keys_NQ
+
+    def answers(self, dense_ND: Tensor, rows_NG: Tensor, tokens_NT: Tensor, keys_NQ: Tensor) -> Tensor:
+        """What each member says: probabilities [N, M, K], or values [N, M, 1]."""
+        size, heads = dense_ND.shape[0], len(LINEAR) * self.outputs
+        inputs = [dense_ND, torch.ones_like(dense_ND[:, :1])]
+        if self.categories:
+            inputs.insert(1, self.embedding_RA[rows_NG].flatten(1))
+        if self.history:
+            inputs.append(self.history_inputs().expand(size, self.history))
+        columns_NJ = torch.cat(inputs, dim=1) @ self.first_DJ
+        hidden_ENH = columns_NJ[:, heads:].relu().view(size, len(EXPERTS), HIDDEN).transpose(0, 1)
+        deep_NEK = torch.bmm(hidden_ENH, self.second_EKH.transpose(1, 2)).transpose(0, 1)
+        linear_NLK = columns_NJ[:, :heads].view(size, len(LINEAR), self.outputs)
+        wide_N1K = self.wide_RK[tokens_NT].sum(dim=1, keepdim=True)
+        learned_NMK = torch.cat([linear_NLK, deep_NEK, wide_N1K], dim=1)
+        learned_NMK = self._scaled(learned_NMK) if self.regression else learned_NMK.softmax(dim=2)
+        frequencies_NFK = self.frequencies_FK.expand(size, len(FREQUENCIES), self.outputs)
+        return torch.cat([learned_NMK, *self._neighbours(keys_NQ), frequencies_NFK], dim=1)
+
+    def _scaled(self, values: Tensor) -> Tensor:
+        return values * self.label_2[1] + self.label_2[0]
+
+    def history_inputs(self) -> Tensor:
+        """The newest labels as inputs [Q]; none where there are many classes."""
+        labels_HK = self.history_HK
+        if self.regression:
+            labels_HK = (labels_HK - self.label_2[0]) / self.label_2[1]
+        return labels_HK.flatten()[: self.history]
+
+    def _neighbours(self, keys_NQ: Tensor) -> list[Tensor]:
+        """Votes of the rows in memory: Shepard, "A two-dimensional interpolation function" (1968).
+
+        A vote weighs a power of its squared distance, relative to that of the nearest: no scale has to be known.
+        """
+        square_N1 = (keys_NQ * keys_NQ).sum(dim=1, keepdim=True) - 1
+        distance_NW = (torch.cat([keys_NQ[:, :-1], square_N1, keys_NQ[:, -1:]], dim=1) @ self.keys_WQ.T).clamp_min_(
+            _NEAR
+        )
+        closeness_NW = distance_NW.amin(dim=1, keepdim=True) / distance_NW
+        prior_K, found = self.frequencies_FK[-1] * _DOUBT, []
+        for recent in NEIGHBOURS:
+            closeness_NW = closeness_NW * (self.recency_W if recent else closeness_NW)
+            votes_NK = closeness_NW @ self.votes_WK
+            found.append(((votes_NK[:, :-1] + prior_K) / (votes_NK[:, -1:] + _DOUBT)).unsqueeze(1))
+        return found
+
+    def mix(self, answers_NMK: Tensor) -> Tensor:
+        """The members' answers by their weights: [N, K]."""
+        return (answers_NMK * self.mixture_M[:, None]).sum(dim=1)
+
+    def forward(self, features_NC: Tensor) -> Tensor:
+        """What each class is worth [N, K], or the value [N, 1]."""
+        return self.mix(self.answers(*self.encode(features_NC)))

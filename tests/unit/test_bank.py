@@ -1,0 +1,306 @@
+"""The bank of experts: each finds what it is for, the mixture finds the right one, and S holds all of it to the bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from consumers.batch import Batch
+from consumers.record import Command, Float32s
+from pipeline.bank import mixture
+from pipeline.bank.experts import EXPERTS, HIDDEN, L2_EXPERT, LINEAR, TRAINED
+from pipeline.bank.module import MEMORY, Bank
+from pipeline.config import JobConfig
+from pipeline.descent import Descent
+from pipeline.learner import Learner
+from pipeline.registry import MLflowRegistry
+from pipeline.store import MemoryStore
+from pipeline.verify import find_segment
+from pipeline.version import candidate
+from tests.stream import job as stream_job
+from tests.unit.test_learner import SIZE, batch, digest
+from tests.unit.test_learner import job as learner_job
+from tests.unit.test_train import Trainer, comparable, topics
+from tests.unit.test_verify import verify_segment
+
+TASKS = ("binary", "multiclass", "regression")
+ROWS = 600
+WIDE, NEAREST, FREQUENT = len(LINEAR) + len(EXPERTS), len(LINEAR) + len(EXPERTS) + 1, -2
+
+
+def job(**learner: Any) -> JobConfig:
+    return learner_job(**{"kind": "bank", "classes": 5} | learner)
+
+
+def bank(learner: Learner) -> Bank:
+    assert isinstance(learner.module, Bank)
+    return learner.module
+
+
+def batch_of(features_NC: Any, labels_N: Any) -> Batch:
+    """A batch of the columns a, b and c, padded."""
+    made, rows = batch(0, rows=0), len(labels_N)
+    made.features_BC[:rows], made.labels_B[:rows], made.weights_B[:rows] = features_NC, labels_N, 1
+    return Batch(made.features_BC, made.labels_B, made.weights_B, made.scores_BS, made.event_time_B, rows)
+
+
+def answers(learner: Learner, features_BC: Float32s) -> Float32s:
+    """What each member says [N, M, K]."""
+    with torch.no_grad():
+        return bank(learner).answers(*bank(learner).encode(torch.from_numpy(features_BC))).numpy()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_each_task_learns_and_an_untrained_bank_is_neutral(task: str) -> None:
+    learner, classes = Learner(job(task=task)), {"binary": 2, "multiclass": 5, "regression": 5}[task]
+    neutral = {"binary": 0.5, "multiclass": 0.2, "regression": 0}[task]
+    np.testing.assert_allclose(learner.score(batch().features_BC), neutral, rtol=1e-5)
+    losses = [learner.step(batch(seed % 3, classes=classes)).loss for seed in range(90)]
+    assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:3])
+    assert learner.score(batch().features_BC).shape == (SIZE, 5 if task == "multiclass" else 1)
+
+
+def test_a_task_of_ones_own_and_the_plain_learner_go_by_gradient_descent() -> None:
+    for config in (job(kind="mlp"), job(task="tests.tasks:CountingTask")):
+        assert isinstance(Learner(config).method, Descent)
+
+
+@pytest.mark.parametrize("setting", [{"device": "cuda"}, {"precision": "bfloat16"}, {"compile": True}])
+def test_what_only_the_plain_learner_can_is_refused(setting: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"learner\.kind = 'bank' learns on a CPU.* set learner\.kind = 'mlp'"):
+        job(**setting)
+    job(task="tests.tasks:CountingTask", **setting)
+
+
+def test_scores_do_not_depend_on_how_rows_are_grouped() -> None:
+    learner = Learner(job(task="multiclass"))
+    for seed in range(3):
+        learner.step(batch(seed, classes=5))
+    features = np.concatenate([batch(seed).features_BC for seed in range(4)])
+    whole = learner.score(features)
+    parts = np.concatenate([learner.score(part) for part in np.array_split(features, 17)])
+    assert whole.tobytes() == parts.tobytes()
+    np.testing.assert_allclose(whole.sum(axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_padding_does_not_count_nor_does_a_row_of_weight_zero(task: str) -> None:
+    short, long, weightless = (batch(3, rows=20) for _ in range(3))
+    long.features_BC[20:, 0] = 1e6
+    weightless = Batch(*(getattr(weightless, name) for name in Batch.__slots__[:-1]), 24)
+    weightless.features_BC[20:24, 0] = 1e6
+    digests = []
+    for one in (short, long, weightless):
+        learner = Learner(job(task=task))
+        learner.step(one)
+        digests.append(digest(learner))
+    assert digests[0] == digests[1] == digests[2]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_was_just_said_is_not_asked_again_and_that_changes_no_bit(
+    task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    encode = Bank.encode
+    monkeypatch.setattr(Bank, "encode", lambda self, rows: asked.append(len(rows)) or encode(self, rows))
+    left, right = Learner(job(task=task)), Learner(job(task=task))
+    for seed in range(4):
+        for learner in (left, right):
+            if learner is left:
+                learner.score(batch(seed).features_BC)
+            learner.step(batch(seed))
+        assert digest(left) == digest(right)
+    assert len(asked) == 9  # the first step asks again: it standardises first
+
+
+@pytest.mark.parametrize(("name", "poison"), [("labels_B", np.inf), ("labels_B", 1e38), ("weights_B", np.inf)])
+def test_a_step_that_is_not_finite_changes_nothing(name: str, poison: float) -> None:
+    learner = Learner(job(task="regression"))
+    for seed in range(3):
+        learner.step(batch(seed))
+    before, bad = digest(learner), batch(9)
+    getattr(bad, name)[0] = poison
+    assert learner.step(bad).refused
+    assert digest(learner) == before
+    assert not learner.step(batch(4)).refused
+    assert digest(learner) != before
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_whatever_finite_or_infinite_numbers_come_the_state_stays_finite(task: str) -> None:
+    learner, random = Learner(job(task=task)), np.random.default_rng(0)
+    for step in range(200):
+        wild = batch(step, classes=2)
+        wild.features_BC[:, 0] = random.choice([-np.inf, -3e38, 0, 1, 3e38, np.inf], SIZE)
+        if task == "regression":
+            wild.labels_B[:] = random.choice([-1e18, 0, 1e-30, 1e18], SIZE)
+        wild.weights_B[:] = random.choice([0, 1e-20, 1, 1e30], SIZE)
+        assert not learner.step(wild).refused
+    for name, array in learner.state().items():
+        assert np.isfinite(array).all(), name
+    assert np.isfinite(learner.score(wild.features_BC)).all()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_restored_it_goes_on_bit_for_bit(task: str) -> None:
+    straight = Learner(job(task=task))
+    for seed in range(40):
+        straight.step(batch(seed))
+        if seed == 20:
+            straight.freeze()
+        if seed == 29:
+            arrays = {name: array.copy() for name, array in straight.state().items()}
+            document = straight.document()
+    resumed = Learner(job(task=task))
+    resumed.restore(arrays, document)
+    reports = [resumed.step(batch(seed)) for seed in range(30, 40)]
+    assert digest(resumed) == digest(straight)
+    assert reports[0].frozen_scores_BS is not None
+
+
+def test_the_frozen_copy_does_not_learn() -> None:
+    learner = Learner(job())
+    learner.step(batch(0))
+    learner.freeze()
+    frozen = [learner.step(batch(1)).frozen_scores_BS for _ in range(2)]
+    assert frozen[0] is not None
+    assert frozen[1] is not None
+    assert frozen[0].tobytes() == frozen[1].tobytes()
+    assert learner.score(batch(1).features_BC).tobytes() != frozen[0].tobytes()
+
+
+def test_the_seed_decides() -> None:
+    digests = []
+    for seed in (0, 0, 1):
+        document = job().model_dump()
+        document["job"]["seed"] = seed
+        learner = Learner(JobConfig.model_validate(document))
+        learner.step(batch(0))
+        digests.append(digest(learner))
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_the_mixture_follows_whoever_is_right_and_turns_when_another_is() -> None:
+    mixture_m, labels_n, weights_n = np.full(3, 1 / 3, np.float32), np.zeros(50, np.float32), np.ones(50, np.float32)
+    said = np.full((50, 3, 2), 0.5, np.float32)
+    said[:, 0] = [0.9, 0.1]
+    said[:, 2] = [0.2, 0.8]
+    loss = mixture.judge_classes(said, labels_n, weights_n, mixture_m)
+    assert mixture_m[0] > 0.95
+    assert -np.log(0.9) < loss < -np.log(0.8)  # near the best one's
+    mixture.judge_classes(said[:12], labels_n[:12] + 1, weights_n[:12], mixture_m)
+    assert mixture_m[2] > 0.9
+    np.testing.assert_allclose(mixture_m.sum(), 1, rtol=1e-5)
+    assert mixture_m.min() >= 0.99 * mixture.SHARE / 3  # a share is left to each: so it comes back
+
+
+def test_of_values_the_mixture_follows_who_errs_least_on_the_scale_of_its_errors() -> None:
+    random = np.random.default_rng(0)
+    labels_n = (1e6 * random.normal(size=200)).astype(np.float32)
+    said = np.stack([labels_n + np.float32(scale) for scale in (1e6, 2e5, 2e6)], axis=1)[:, :, None]
+    mixture_m, labels_4 = np.full(3, 1 / 3, np.float32), np.zeros(4)
+    mixture.judge_values(said, labels_n, np.ones(200, np.float32), mixture_m, labels_4)
+    assert mixture_m[1] > 0.9
+    assert labels_4[3] < 1e12
+
+
+def test_neighbours_tell_islands_apart_and_only_the_newest_rows_are_remembered() -> None:
+    learner, random = Learner(job(task="multiclass")), np.random.default_rng(0)
+
+    def islands(shift: int) -> Batch:
+        places = random.integers(0, 5, SIZE)
+        features = np.stack([places * 10 + random.normal(0, 0.1, SIZE), np.zeros(SIZE), np.ones(SIZE)], axis=1)
+        return batch_of(features, (places + shift) % 5)
+
+    for _ in range(10):
+        learner.step(islands(0))
+    now = islands(0)
+    assert (answers(learner, now.features_BC)[:, NEAREST].argmax(axis=1) == now.labels_B).mean() > 0.95
+    for _ in range(MEMORY // SIZE):
+        learner.step(islands(2))
+    now = islands(2)
+    assert (answers(learner, now.features_BC)[:, NEAREST].argmax(axis=1) == now.labels_B).all()
+
+
+def test_the_hashed_table_learns_what_two_columns_say_together() -> None:
+    learner, random = Learner(job()), np.random.default_rng(0)
+
+    def crossed() -> Batch:
+        signs, categories = random.choice([-1, 1], SIZE), random.integers(1, 3, SIZE)
+        features = np.stack([signs * 1.0, np.zeros(SIZE), categories], axis=1)
+        return batch_of(features, (signs > 0) == (categories == 1))
+
+    for _ in range(60):
+        learner.step(crossed())
+    now = crossed()
+    assert (answers(learner, now.features_BC)[:, WIDE].argmax(axis=1) == now.labels_B).all()
+
+
+def test_experts_that_see_the_newest_labels_know_what_repeats() -> None:
+    learner, random = Learner(job(batch_size=2)), np.random.default_rng(0)
+    label, right = 0, []
+    for _ in range(1500):
+        label = 1 - label if random.random() < 0.1 else label
+        rows = np.zeros((2, 3), np.float32)
+        rows[0] = random.normal(size=3)
+        rows[0, 2] = 1
+        right.append((learner.score(rows[:1])[0, 0] > 0.5) == label)
+        weights = np.array([1, 0], np.float32)
+        made = Batch(rows, label * weights, weights, np.zeros((2, 1), np.float32), np.zeros(2, np.int64), 1)
+        learner.step(made)
+    assert np.mean(right[500:]) > 0.87  # 0.9 is all that there is to know
+
+
+def test_an_average_lies_between_and_l2_init_stays_near_where_it_began() -> None:
+    learner, heads = Learner(job()), len(LINEAR) * 2
+    begun = bank(learner).first_DJ.clone()
+    for seed in range(200):
+        learner.step(batch(seed))
+    moved = (bank(learner).first_DJ - begun)[:, heads:].view(-1, len(EXPERTS), HIDDEN).square().sum(dim=(0, 2))
+    source = next(e for e in EXPERTS if e.l2_init).step
+    twin = next(i for i, e in enumerate(EXPERTS) if e.rule == "adam" and e.step == source and not e.l2_init)
+    assert moved[L2_EXPERT] < moved[twin]
+    for index in range(TRAINED, len(EXPERTS)):
+        assert 0 < moved[index] < moved[EXPERTS[index].source]
+
+
+def test_with_many_columns_and_many_classes_tables_stay_small() -> None:
+    document = job(task="multiclass", classes=1000).model_dump()
+    document["features"]["numeric"] = [{"name": f"n{number}"} for number in range(100)]
+    learner = Learner(JobConfig.model_validate(document))
+    assert bank(learner).wide_RK.numel() <= 2**22
+    features = np.zeros((SIZE, 101), np.float32)
+    made = Batch(features, np.full(SIZE, 999, np.float32), *(getattr(batch(), n) for n in Batch.__slots__[2:]))
+    assert not learner.step(made).refused
+    assert learner.score(features).shape == (SIZE, 1000)
+
+
+@pytest.mark.filterwarnings("ignore:::torch", "ignore:::mlflow", "ignore:::sqlalchemy")
+@pytest.mark.parametrize("task", TASKS)
+def test_killed_and_resumed_is_the_same_run_and_every_version_is_rebuilt_and_is_what_was_scored(
+    task: str, tmp_path: Path
+) -> None:
+    tables = {"learner": {"kind": "bank", "task": task, "classes": 3}, "snapshot": {"anchor_every": "200 rows"}}
+    config = stream_job(tmp_path / "state", **tables)
+    straight = Trainer(config, MemoryStore(), topics(config, ROWS)).run()
+    store, found = MemoryStore(), topics(config, ROWS)
+    Trainer(config, store, found).run(die_after=8)
+    trainer = Trainer(config, store, found)
+    assert comparable(trainer.run()) == comparable(straight)
+
+    segment = find_segment(store, store.sequences()[-1])
+    assert verify_segment(store, segment, config, found).differences == []
+
+    list(trainer.state.apply(Command("register")))
+    trainer.snapshots.commit(trainer.state)
+    trainer.snapshots.wait()
+    manifest = store.manifest(store.sequences()[-1])
+    made = candidate(bytes(store.get(manifest["owed"]["version"])), manifest)
+    assert made.tolerance == 0
+    registry = MLflowRegistry(f"sqlite:///{tmp_path}/mlflow.db", None, tmp_path / "scratch")
+    assert registry.register(made) == 1  # exports, loads back, compares bit for bit
