@@ -50,7 +50,7 @@ class TestHeldToItsStart(TaskChecks):
 
 class TestHeldToWhatMattered(TaskChecks):
     task = "binary"
-    learner = {**SMALL, "anchor": {"kind": "ewc", "weight": 1.0, "every": 64}}
+    learner = {**SMALL, "anchor": {"kind": "ewc", "weight": 1.0, "every": 160}}
 
 
 class TestDistilled(TaskChecks):
@@ -332,7 +332,8 @@ def test_a_lineage_begins_with_pretrained_weights(tmp_path: Path) -> None:
 
 def test_a_run_begins_with_them_and_goes_on_without_the_file(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
-    config, store = job(pretrained=saved(learned(), path)), MemoryStore()
+    config = job(pretrained=saved(learned(), path), anchor={"kind": "l2_init", "weight": 1})
+    store = MemoryStore()
     snapshots = Snapshots(store, config, on_durable=lambda _: None, released=lambda: -1)
     cluster: Any = SimpleNamespace(id=lambda: "cluster")
     topics: Any = [SimpleNamespace(name=name, id="id") for name in ("f", "l")]
@@ -343,6 +344,7 @@ def test_a_run_begins_with_them_and_goes_on_without_the_file(tmp_path: Path) -> 
     resumed = load_state(store, store.manifest(0), config, Learner(config)).learner
     for name, array in learned().weights().items():
         assert resumed.weights()[name].tobytes() == array.tobytes(), name
+    assert resumed.state()["anchor.start.1"].tobytes() == learned().weights()["1.weight"].tobytes()
 
 
 @pytest.mark.parametrize(
