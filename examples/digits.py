@@ -34,6 +34,7 @@ EXAMPLE = Example(
     stages=[BASE, NEW],
     features={"numeric": COLUMNS},
     learner={
+        "kind": "mlp",
         "task": "multiclass",
         "classes": 10,
         "hidden": [64],

@@ -54,6 +54,7 @@ EXAMPLE = Example(
         "categorical": [{"name": "weather", "buckets": 8}],
     },
     learner={
+        "kind": "mlp",
         "task": "regression",
         "hidden": [64, 64],
         "learning_rate": 0.003,

@@ -24,6 +24,7 @@ EXAMPLE = Example(
     stages=[LEARNED],
     features={"numeric": COLUMNS},
     learner={
+        "kind": "mlp",
         "task": "multiclass",
         "classes": 3,
         "hidden": [16],

@@ -118,29 +118,28 @@ class LearnerConfig(OptionsConfig):
         return self.kind == "bank" and self.task in BUILT_IN_TASKS
 
     @model_validator(mode="after")
-    def _bank_on_cpu(self) -> LearnerConfig:
-        if self.is_bank and (self.device == "cuda" or self.precision != "float32" or self.compile):
-            raise ValueError(
-                "learner.kind = 'bank' learns on a CPU, in float32, by loops of its own; set learner.kind = 'mlp' "
-                "for device = 'cuda', precision = 'bfloat16' or compile = true"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _options_fit(self) -> LearnerConfig:
-        chosen = self.options_set()
-        if self.is_bank and chosen:
+        if self.is_bank and self.options_set():
             raise ValueError(
-                f"learner.{chosen[0]} is an option of gradient descent; the bank learns by loops of its own: set "
-                "learner.kind = 'mlp', or leave it out"
+                f"{self.options_set()[0]} is for models that learn by gradient descent: set learner.kind = 'mlp', or "
+                "name a task of your own"
             )
-        host = [name for name in chosen if name in HOST_DECIDES]
+        host = [name for name in self.options_set() if name in HOST_DECIDES]
         if self.cuda_graphs and host:
             raise ValueError(
                 f"cuda_graphs = true is not for {host[0]}: the host decides between its steps; leave one out"
             )
         if self.compile and self.anchor is not None and self.anchor.kind == "distill":
             raise ValueError("compile = true is not for anchor.kind = 'distill', which runs two modules; leave one out")
+        return self
+
+    @model_validator(mode="after")
+    def _bank_on_cpu(self) -> LearnerConfig:
+        if self.is_bank and (self.device == "cuda" or self.precision != "float32" or self.compile):
+            raise ValueError(
+                "learner.kind = 'bank' learns on a CPU, in float32, by loops of its own; set learner.kind = 'mlp' "
+                "for device = 'cuda', precision = 'bfloat16' or compile = true"
+            )
         return self
 
 

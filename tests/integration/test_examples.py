@@ -54,6 +54,6 @@ def test_after_20_new_digits_the_first_200_are_not_forgotten(tmp_path: Path) -> 
 
 
 def test_a_version_that_mlflow_does_not_have_is_an_error_that_says_where_it_was_looked_for(tmp_path: Path) -> None:
-    config = job(tmp_path / "state", learner={"pretrained": "models:/nothing/1"})
+    config = job(tmp_path / "state", learner={"kind": "mlp", "pretrained": "models:/nothing/1"})
     with pytest.raises(DependencyError, match=r"'models:/nothing/1' cannot be fetched from sqlite:.*nothing"):
         read_weights(config)

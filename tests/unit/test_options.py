@@ -25,7 +25,7 @@ from pipeline.snapshot import Snapshots, load_state
 from pipeline.store import MemoryStore
 from tests.unit.test_learner import SIZE, batch, job
 
-SMALL = {"learning_rate": 0.01, "hidden": [16]}
+SMALL = {"kind": "mlp", "learning_rate": 0.01, "hidden": [16]}
 
 
 class TestAveraged(TaskChecks):
@@ -50,7 +50,7 @@ class TestHeldToItsStart(TaskChecks):
 
 class TestHeldToWhatMattered(TaskChecks):
     task = "binary"
-    learner = {**SMALL, "anchor": {"kind": "ewc", "weight": 1.0, "every": 64}}
+    learner = {**SMALL, "anchor": {"kind": "ewc", "weight": 1.0, "every": 160}}
 
 
 class TestDistilled(TaskChecks):
@@ -300,6 +300,8 @@ def test_standardisers_see_a_replayed_row_once() -> None:
         ({"compile": True, "anchor": {"kind": "distill", "weight": 1}}, "compile = true is not for anchor.kind"),
         ({"anchor": {"kind": "ewc", "weight": 1}}, "needs anchor.every"),
         ({"anchor": {"kind": "l2_init", "weight": 1, "every": 5}}, "anchor.every is not for"),
+        ({"kind": "bank", "average": 0.9}, "average is for models that learn by gradient descent: set learner.kind"),
+        ({"kind": "bank", "pretrained": "w"}, "pretrained is for models that learn by gradient descent"),
         ({"average": 1.0}, "less than 1"),
         ({"on_exceed": "ignore"}, "'clip' or 'refuse'"),
     ],
@@ -330,7 +332,8 @@ def test_a_lineage_begins_with_pretrained_weights(tmp_path: Path) -> None:
 
 def test_a_run_begins_with_them_and_goes_on_without_the_file(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
-    config, store = job(pretrained=saved(learned(), path)), MemoryStore()
+    config = job(pretrained=saved(learned(), path), anchor={"kind": "l2_init", "weight": 1})
+    store = MemoryStore()
     snapshots = Snapshots(store, config, on_durable=lambda _: None, released=lambda: -1)
     cluster: Any = SimpleNamespace(id=lambda: "cluster")
     topics: Any = [SimpleNamespace(name=name, id="id") for name in ("f", "l")]
@@ -341,6 +344,7 @@ def test_a_run_begins_with_them_and_goes_on_without_the_file(tmp_path: Path) -> 
     resumed = load_state(store, store.manifest(0), config, Learner(config)).learner
     for name, array in learned().weights().items():
         assert resumed.weights()[name].tobytes() == array.tobytes(), name
+    assert resumed.state()["anchor.start.1"].tobytes() == learned().weights()["1.weight"].tobytes()
 
 
 @pytest.mark.parametrize(

@@ -15,29 +15,42 @@ from pipeline.task import Binary, Regression
 
 class TestBinary(TaskChecks):
     task = "binary"
-    learner = {"learning_rate": 0.01, "hidden": [16]}
+    learner = {"kind": "mlp", "learning_rate": 0.01, "hidden": [16]}
 
 
 class TestMulticlass(TaskChecks):
     task = "multiclass"
-    learner = {"classes": 5, "learning_rate": 0.01, "hidden": [16]}
+    learner = {"kind": "mlp", "classes": 5, "learning_rate": 0.01, "hidden": [16]}
 
 
 class TestRegression(TaskChecks):
     task = "regression"
-    learner = {"learning_rate": 0.01, "hidden": [16]}
+    learner = {"kind": "mlp", "learning_rate": 0.01, "hidden": [16]}
+
+
+class TestBankOfBinary(TaskChecks):
+    task = "binary"
+
+
+class TestBankOfMulticlass(TaskChecks):
+    task = "multiclass"
+    learner = {"classes": 5}
+
+
+class TestBankOfRegression(TaskChecks):
+    task = "regression"
 
 
 class TestNumbersOnly(TaskChecks):
     task = "binary"
     features = {"numeric": ["a"]}
-    learner = {"learning_rate": 0.01, "hidden": []}
+    learner = {"kind": "mlp", "learning_rate": 0.01, "hidden": []}
 
 
 class TestCategoriesOnly(TaskChecks):
     task = "regression"
     features = {"categorical": ["a", {"name": "b", "buckets": 4}]}
-    learner = {"learning_rate": 0.01, "hidden": [16]}
+    learner = {"kind": "mlp", "learning_rate": 0.01, "hidden": [16]}
     steps = 600
 
 
