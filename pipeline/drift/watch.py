@@ -35,7 +35,8 @@ _PATIENCE = 2  # blocks
 _SUSPICIOUS = 0.9  # of the deviation that is critical
 _QUIET_ROWS = 1024
 _USUAL_ROWS = 4096
-_ERROR_CRITICAL = 0.9  # of the deviation that is critical: only a rise counts
+_ERROR_CRITICAL = 0.95  # of the deviation that is critical: only a rise counts
+_DOUBT_ERROR = 0.7  # of the same: so far the error itself has to rise with that beyond what scores expect
 _RISE_DEVIATIONS = 4.0  # a rise is at least so many deviations of a mean, as far as such means stray anyway
 _EFFECT_MIN = {LABEL: 0.0, PREDICTION: 0.1, CALIBRATION: 0.05}
 """A learner that learns changes its predictions a little all the time."""
@@ -180,11 +181,10 @@ class Drift:
         self._reference.restart()
         self._counters[[_QUIET, _RISE_WAITS, _OUTCOME_WAITS]] = 0
 
-    @property
-    def _armed(self) -> bool:
-        """Whether the error of the last alarm is past, or has become usual."""
+    def _armed(self, mean: float) -> bool:
+        """Whether the error of the last alarm is past, when it was so much before it rose, or has become usual."""
         quiet, (before, after) = self._counters[_QUIET], self._rise_5[:2]
-        return bool(quiet >= _USUAL_ROWS or (quiet >= _QUIET_ROWS and self._concept.mean <= (before + after) / 2))
+        return bool(quiet >= _USUAL_ROWS or (quiet >= _QUIET_ROWS and mean <= (before + after) / 2))
 
     def _on_rise(self, rise: Shift) -> list[Alarm]:
         """A rise of the error, unless it is one of those that follow another, or is nothing unusual here."""
@@ -194,7 +194,7 @@ class Drift:
         deviations = (after - before) / error if error else 2 * _RISE_DEVIATIONS
         if deviations < _RISE_DEVIATIONS:
             return []
-        if not self._armed or self._counters[_RISE_WAITS]:
+        if not self._armed(before) or self._counters[_RISE_WAITS]:
             self._counters[_QUIET] = 0
             return []
         self._rise_5[:] = before, after, chance(deviations), *self._since.of(rise.rows)
@@ -225,7 +225,7 @@ class Drift:
             return []
         means = self._outcomes.means
         error, doubt, reference = means.beyond_D[:ERRORS] / _ERROR_CRITICAL
-        if self._armed and (error > 1 or reference > 1 or (doubt > 1 and error > 0)):
+        if self._armed(means.moved(0).before) and (error > 1 or reference > 1 or (doubt > 1 and error > _DOUBT_ERROR)):
             moved = means.moved(ERRORS - 1 if reference > max(error, doubt) else 0)
             self._rise_5[:] = moved.before, moved.after, moved.p, *self._since.of(moved.rows)
             return self._suspect(0)
