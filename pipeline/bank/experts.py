@@ -50,4 +50,7 @@ REPLAY_EXPERT = next(index for index, expert in enumerate(EXPERTS) if expert.rep
 NEIGHBOURS = (False, False, True)
 """Members that rows in memory vote for, each with closeness squared once more, and whether newer rows weigh more."""
 
+MIXERS = (0.0004, 0.00125, 0.004)
+"""Step sizes of the logistic mixtures, a row."""
+
 MEMBERS_BESIDE = 1 + len(NEIGHBOURS) + 2  # the hashed table, neighbours, frequencies

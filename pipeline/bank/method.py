@@ -11,7 +11,7 @@ from torch import Tensor
 
 from consumers.batch import Batch
 from consumers.record import Float32s
-from pipeline.bank import mixture
+from pipeline.bank import memory, mixture
 from pipeline.bank.arrays import Rows, Scratch, Slots, Weights
 from pipeline.bank.deep import LANES
 from pipeline.bank.experts import EXPERTS, HIDDEN, L2_EXPERT, LINEAR, PLAIN_STEPS, TRAINED
@@ -24,8 +24,8 @@ from pipeline.task import Scorer
 
 LABEL_MAX = 1e18  # its square is still a float32
 
-Said = tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""Rows as `Bank.encode` gives them, and the members' answers."""
+Said = tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor, Tensor]
+"""Rows as `Bank.encode` gives them, the members' answers, and these as they are mixed."""
 
 
 class BankMethod:
@@ -40,9 +40,10 @@ class BankMethod:
         self._block_BC = torch.zeros(job.learner.batch_size, job.features.columns)
         self._said: Said | None = None  # of the rows in the block, unless something was learned since
         self._weights = Weights(*(_view(getattr(module, name)) for name in Weights._fields))
-        self._memory = mixture.Memory(*(_view(getattr(module, name)) for name in mixture.Memory._fields))
-        self._moments = mixture.Moments(*(_view(getattr(module.standardise, n)) for n in mixture.Moments._fields))
-        self._mixture_M, self._label_2 = _view(module.mixture_M), _view(module.label_2)
+        self._memory = memory.Memory(*(_view(getattr(module, name)) for name in memory.Memory._fields))
+        self._moments = memory.Moments(*(_view(getattr(module.standardise, n)) for n in memory.Moments._fields))
+        self._mixtures = _mixtures(module)
+        self._label_2 = _view(module.label_2)
         self._slots = _slots(self._weights)
         self._past = _past(module)
         self._scratch = _scratch(module, self._weights)
@@ -55,7 +56,7 @@ class BankMethod:
         for start in range(0, rows, size):
             stop = min(start + size, rows)
             if scorer.module is self._module:  # operation by operation what the scorer does, and remembered
-                scores_B = self._module.mix(self._ask(features_NC[start:stop])[1])[:, -width:]
+                scores_B = self._module.mix(*self._ask(features_NC[start:stop])[1:])[:, -width:]
             else:
                 scores_B = scorer(self._fill(features_NC[start:stop]))
             scores_NS[start:stop] = scores_B.reshape(size, -1)[: stop - start].numpy()
@@ -73,26 +74,30 @@ class BankMethod:
         rows, regression = len(labels_N), self._module.regression
         begins = self._slots.step_3[0] == 0
         if begins:
-            mixture.standardise(features_BC, weights_N, self._moments)
+            memory.standardise(features_BC, weights_N, self._moments)
             self._said = None
-        encoded, answers_NMK = self._ask(features_BC)
-        loss, targets_N = self._judge(_view(answers_NMK)[:rows], labels_N, weights_N)
+        encoded, *said = self._ask(features_BC)
+        loss, targets_N = self._judge([_view(tensor)[:rows] for tensor in said], labels_N, weights_N)
         dense_ND, rows_NG, tokens_NT, keys_NQ = (_view(tensor)[:rows] for tensor in encoded)
         history_Q, seen = _view(self._module.history_inputs()).copy(), int(self._slots.step_3[1])
         new = Rows(dense_ND, rows_NG, tokens_NT, targets_N, weights_N)
         learn(self._weights, self._slots, self._scratch, new, self._past, history_Q, regression)
-        mixture.remember(self._memory, keys_NQ, labels_N, weights_N, seen, regression)
+        memory.remember(self._memory, keys_NQ, labels_N, weights_N, seen, regression)
         if not begins:  # last, so that all above saw rows as they were scored
-            mixture.standardise(features_BC, weights_N, self._moments)
+            memory.standardise(features_BC, weights_N, self._moments)
         self._said = None
         return loss
 
-    def _judge(self, answers_NMK: Float32s, labels_N: Float32s, weights_N: Float32s) -> tuple[float, Float32s]:
-        """Moves the mixture. Returns the loss, and the labels as experts learn them."""
+    def _judge(self, said: list[Float32s], labels_N: Float32s, weights_N: Float32s) -> tuple[float, Float32s]:
+        """Moves the mixtures. Returns the loss, and the labels as experts learn them."""
+        answers_NKM, told_NKM = said
         if not self._module.regression:
-            return float(mixture.judge_classes(answers_NMK, labels_N, weights_N, self._mixture_M)), labels_N
-        loss = mixture.judge_values(answers_NMK, labels_N, weights_N, self._mixture_M, self._labels_4)
-        mixture.measure(labels_N, weights_N, self._labels_4, self._label_2)
+            loss = mixture.judge_classes(answers_NKM, told_NKM, labels_N, weights_N, self._mixtures, self._module.floor)
+            return float(loss), labels_N
+        loss = mixture.judge_values(
+            answers_NKM, told_NKM, labels_N, weights_N, self._mixtures, self._labels_4, self._label_2
+        )
+        memory.measure(labels_N, weights_N, self._labels_4, self._label_2)
         mean, deviation = self._label_2
         return float(loss), (labels_N - mean) / deviation
 
@@ -103,7 +108,8 @@ class BankMethod:
         known = np.array_equal(block_BC[:rows].view(np.int32), bits_NC) and not block_BC[rows:].any()
         if self._said is None or not known:
             encoded = self._module.encode(self._fill(features_NC))
-            self._said = encoded, self._module.answers(*encoded)
+            answers_NKM = self._module.answers(*encoded)
+            self._said = encoded, answers_NKM, self._module.tell(answers_NKM)
         return self._said
 
     def _fill(self, features_NC: Float32s) -> Tensor:
@@ -153,6 +159,18 @@ def _slots(weights: Weights) -> Slots:
         embedding_R=np.zeros(len(weights.embedding_RA), np.float32),
         wide_R=np.zeros(len(weights.wide_RK), np.float32),
         step_3=np.array([0, 0, 1]),
+    )
+
+
+def _mixtures(module: Bank) -> mixture.Mixtures:
+    mixers, members = module.mixers_SM.shape
+    return mixture.Mixtures(
+        mixture_M=_view(module.mixture_M),
+        mixers_SM=_view(module.mixers_SM),
+        top_Z=_view(module.top_Z),
+        right_M=np.zeros(members, np.float32),
+        right_Z=np.zeros(mixers + 1, np.float32),
+        said_SK=np.zeros((mixers, module.outputs), np.float32),
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from consumers.config import FeaturesConfig
-from pipeline.bank.experts import EXPERTS, HIDDEN, LINEAR, MEMBERS_BESIDE, NEIGHBOURS
+from pipeline.bank.experts import EXPERTS, HIDDEN, LINEAR, MEMBERS_BESIDE, MIXERS, NEIGHBOURS
 from pipeline.config import LearnerConfig
 from pipeline.normalise import Standardiser
 
@@ -21,6 +21,7 @@ FREQUENCIES = (0.9, 0.99)  # the same, for the members that answer so whatever t
 HISTORY_OUTPUTS_MAX = 16  # with more classes the newest labels are no inputs
 WIDE_BITS, WIDE_NUMBERS_MAX = 16, 2**22  # rows of the hashed table, and its size over all classes
 BINS_PER_DEVIATION = 2
+FLOOR = 0.01  # no probability counts as less, where members are mixed
 CROSSED_COLUMNS_MAX, CROSSES_MAX = 12, 66  # of more columns only categories are crossed
 
 _DOUBT = 0.3  # votes of the class frequencies, beside those of the neighbours, of which the nearest has one
@@ -32,8 +33,8 @@ class Bank(nn.Module):
     """Features float32 [N, C] (numeric raw, then category buckets) to the mixture's answer.
 
     Axes: D inputs; E experts with a hidden layer of H units; J columns of the first layer: the outputs of L linear
-    experts, then E * H; M members; K outputs: classes, or 1 value; W rows in memory, Q columns of their keys;
-    G categories with embeddings of A numbers; T hashed tokens of a row; R rows of a table.
+    experts, then E * H; M members; S logistic mixtures, Z = S + 1; K outputs: classes, or 1 value; W rows in memory,
+    Q columns of their keys; G categories with embeddings of A numbers; T hashed tokens of a row; R rows of a table.
     """
 
     def __init__(self, features: FeaturesConfig, learner: LearnerConfig, kind: str) -> None:
@@ -51,7 +52,10 @@ class Bank(nn.Module):
         self._add_tables(features)
         self._add_memory()
         members = len(LINEAR) + len(EXPERTS) + MEMBERS_BESIDE
+        self.floor = min(FLOOR, 0.1 / self.outputs)
         self.mixture_M = self._state("mixture_M", torch.full((members,), 1 / members))
+        self.mixers_SM = self._state("mixers_SM", torch.full((len(MIXERS), members), 1 / members))
+        self.top_Z = self._state("top_Z", torch.full((1 + len(MIXERS),), 1 / (1 + len(MIXERS))))
         self.label_2 = self._state("label_2", torch.tensor([0.0, 1.0]))  # of values: mean and standard deviation
 
     def _constant(self, name: str, value: Tensor) -> Tensor:
@@ -103,8 +107,8 @@ class Bank(nn.Module):
         keys_WQ = torch.zeros(MEMORY, self.keys + 2)
         keys_WQ[:, -1] = _FAR
         self.keys_WQ = self._state("keys_WQ", keys_WQ)
-        self.votes_WK = self._state("votes_WK", torch.zeros(MEMORY, self.outputs + 1))  # the last column counts
-        self.recency_W = self._state("recency_W", torch.zeros(MEMORY))
+        self.votes_KW = self._state("votes_KW", torch.zeros(self.outputs + 1, MEMORY))  # the last row counts
+        self.recency_W1 = self._state("recency_W1", torch.zeros(MEMORY, 1))
         self.history_HK = self._state("history_HK", torch.zeros(len(HISTORY), self.outputs))
         frequencies_FK = torch.full((len(FREQUENCIES), self.outputs), start)
         self.frequencies_FK = self._state("frequencies_FK", frequencies_FK)
@@ -127,7 +131,7 @@ class Bank(nn.Module):
         return dense_ND, categories_NG + self.starts_G, tokens_NT, keys_NQ
 
     def answers(self, dense_ND: Tensor, rows_NG: Tensor, tokens_NT: Tensor, keys_NQ: Tensor) -> Tensor:
-        """What each member says: probabilities [N, M, K], or values [N, M, 1]."""
+        """What each member says: probabilities [N, K, M], or values [N, 1, M]."""
         size, heads = dense_ND.shape[0], len(LINEAR) * self.outputs
         inputs = [dense_ND, torch.ones_like(dense_ND[:, :1])]
         if self.categories:
@@ -136,22 +140,25 @@ class Bank(nn.Module):
             inputs.append(self.history_inputs().expand(size, self.history))
         columns_NJ = torch.cat(inputs, dim=1) @ self.first_DJ
         hidden_ENH = columns_NJ[:, heads:].relu().view(size, len(EXPERTS), HIDDEN).transpose(0, 1)
-        deep_NEK = torch.bmm(hidden_ENH, self.second_EKH.transpose(1, 2)).transpose(0, 1)
-        linear_NLK = columns_NJ[:, :heads].view(size, len(LINEAR), self.outputs)
-        wide_N1K = self.wide_RK[tokens_NT].sum(dim=1, keepdim=True)
-        learned_NMK = torch.cat([linear_NLK, deep_NEK, wide_N1K], dim=1)
-        learned_NMK = self._scaled(learned_NMK) if self.regression else learned_NMK.softmax(dim=2)
-        frequencies_NFK = self.frequencies_FK.expand(size, len(FREQUENCIES), self.outputs)
-        return torch.cat([learned_NMK, *self._neighbours(keys_NQ), frequencies_NFK], dim=1)
+        deep_NKE = torch.bmm(hidden_ENH, self.second_EKH.transpose(1, 2)).permute(1, 2, 0)
+        linear_NKL = columns_NJ[:, :heads].view(size, len(LINEAR), self.outputs).transpose(1, 2)
+        wide_NK1 = self.wide_RK[tokens_NT].sum(dim=1).unsqueeze(2)
+        learned_NKM = torch.cat([linear_NKL, deep_NKE, wide_NK1], dim=2)
+        learned_NKM = self._scaled(learned_NKM) if self.regression else learned_NKM.softmax(dim=1)
+        frequencies_NKF = self.frequencies_FK.T.expand(size, self.outputs, len(FREQUENCIES))
+        return torch.cat([learned_NKM, *self._neighbours(keys_NQ), frequencies_NKF], dim=2)
 
     def _scaled(self, values: Tensor) -> Tensor:
         return values * self.label_2[1] + self.label_2[0]
+
+    def _standard(self, values: Tensor) -> Tensor:
+        return ((values - self.label_2[0]) / self.label_2[1]).clamp(-CLIP, CLIP)
 
     def history_inputs(self) -> Tensor:
         """The newest labels as inputs [Q]; none where there are many classes."""
         labels_HK = self.history_HK
         if self.regression:
-            labels_HK = (labels_HK - self.label_2[0]) / self.label_2[1]
+            labels_HK = self._standard(labels_HK)
         return labels_HK.flatten()[: self.history]
 
     def _neighbours(self, keys_NQ: Tensor) -> list[Tensor]:
@@ -160,21 +167,28 @@ class Bank(nn.Module):
         A vote weighs a power of its squared distance, relative to that of the nearest: no scale has to be known.
         """
         square_N1 = (keys_NQ * keys_NQ).sum(dim=1, keepdim=True) - 1
-        distance_NW = (torch.cat([keys_NQ[:, :-1], square_N1, keys_NQ[:, -1:]], dim=1) @ self.keys_WQ.T).clamp_min_(
-            _NEAR
-        )
-        closeness_NW = distance_NW.amin(dim=1, keepdim=True) / distance_NW
-        prior_K, found = self.frequencies_FK[-1] * _DOUBT, []
+        keys_NQ = torch.cat([keys_NQ[:, :-1], square_N1, keys_NQ[:, -1:]], dim=1)
+        distance_WN = (self.keys_WQ @ keys_NQ.T).clamp_min_(_NEAR)  # rows in memory first: twice as fast
+        closeness_WN = distance_WN.amin(dim=0, keepdim=True) / distance_WN
+        prior_K1, found = self.frequencies_FK[-1, :, None] * _DOUBT, []
         for recent in NEIGHBOURS:
-            closeness_NW = closeness_NW * (self.recency_W if recent else closeness_NW)
-            votes_NK = closeness_NW @ self.votes_WK
-            found.append(((votes_NK[:, :-1] + prior_K) / (votes_NK[:, -1:] + _DOUBT)).unsqueeze(1))
+            closeness_WN = closeness_WN * (self.recency_W1 if recent else closeness_WN)
+            votes_KN = self.votes_KW @ closeness_WN
+            found.append(((votes_KN[:-1] + prior_K1) / (votes_KN[-1:] + _DOUBT)).T.unsqueeze(2))
         return found
 
-    def mix(self, answers_NMK: Tensor) -> Tensor:
-        """The members' answers by their weights: [N, K]."""
-        return (answers_NMK * self.mixture_M[:, None]).sum(dim=1)
+    def tell(self, answers_NKM: Tensor) -> Tensor:
+        """The answers as they are mixed by weights: logarithms, or standardised values."""
+        return self._standard(answers_NKM) if self.regression else answers_NKM.clamp_min(self.floor).log()
+
+    def mix(self, answers_NKM: Tensor, told_NKM: Tensor) -> Tensor:
+        """What the mixtures make of it [N, K]: see `pipeline.bank.mixture`."""
+        mixed_NKS = (told_NKM.unsqueeze(2) * self.mixers_SM).sum(dim=3)  # a product rounds differently by place
+        mixed_NKS = self._scaled(mixed_NKS) if self.regression else mixed_NKS.softmax(dim=1)
+        hedged_NK = (answers_NKM * self.mixture_M).sum(dim=2)
+        return (torch.cat([hedged_NK.unsqueeze(2), mixed_NKS], dim=2) * self.top_Z).sum(dim=2)
 
     def forward(self, features_NC: Tensor) -> Tensor:
         """What each class is worth [N, K], or the value [N, 1]."""
-        return self.mix(self.answers(*self.encode(features_NC)))
+        answers_NKM = self.answers(*self.encode(features_NC))
+        return self.mix(answers_NKM, self.tell(answers_NKM))

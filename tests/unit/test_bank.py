@@ -12,7 +12,7 @@ import torch
 from consumers.batch import Batch
 from consumers.record import Command, Float32s
 from pipeline.bank import mixture
-from pipeline.bank.experts import EXPERTS, HIDDEN, L2_EXPERT, LINEAR, TRAINED
+from pipeline.bank.experts import EXPERTS, HIDDEN, L2_EXPERT, LINEAR, MIXERS, TRAINED
 from pipeline.bank.module import MEMORY, Bank
 from pipeline.config import JobConfig
 from pipeline.descent import Descent
@@ -49,7 +49,7 @@ def batch_of(features_NC: Any, labels_N: Any) -> Batch:
 
 
 def answers(learner: Learner, features_BC: Float32s) -> Float32s:
-    """What each member says [N, M, K]."""
+    """What each member says [N, K, M]."""
     with torch.no_grad():
         return bank(learner).answers(*bank(learner).encode(torch.from_numpy(features_BC))).numpy()
 
@@ -185,27 +185,58 @@ def test_the_seed_decides() -> None:
     assert digests[0] == digests[1] != digests[2]
 
 
+def mixtures(members: int, outputs: int) -> mixture.Mixtures:
+    weights_m, mixers = np.full(members, 1 / members, np.float32), len(MIXERS)
+    return mixture.Mixtures(
+        mixture_M=weights_m,
+        mixers_SM=np.tile(weights_m, (mixers, 1)),
+        top_Z=np.full(mixers + 1, 1 / (mixers + 1), np.float32),
+        right_M=np.zeros(members, np.float32),
+        right_Z=np.zeros(mixers + 1, np.float32),
+        said_SK=np.zeros((mixers, outputs), np.float32),
+    )
+
+
+def judge(said: Float32s, label: int, all_of_them: mixture.Mixtures) -> float:
+    labels_n, weights_n = np.full(len(said), label, np.float32), np.ones(len(said), np.float32)
+    return float(mixture.judge_classes(said, np.log(said), labels_n, weights_n, all_of_them, 0.01))
+
+
 def test_the_mixture_follows_whoever_is_right_and_turns_when_another_is() -> None:
-    mixture_m, labels_n, weights_n = np.full(3, 1 / 3, np.float32), np.zeros(50, np.float32), np.ones(50, np.float32)
-    said = np.full((50, 3, 2), 0.5, np.float32)
-    said[:, 0] = [0.9, 0.1]
-    said[:, 2] = [0.2, 0.8]
-    loss = mixture.judge_classes(said, labels_n, weights_n, mixture_m)
-    assert mixture_m[0] > 0.95
-    assert -np.log(0.9) < loss < -np.log(0.8)  # near the best one's
-    mixture.judge_classes(said[:12], labels_n[:12] + 1, weights_n[:12], mixture_m)
-    assert mixture_m[2] > 0.9
-    np.testing.assert_allclose(mixture_m.sum(), 1, rtol=1e-5)
-    assert mixture_m.min() >= 0.99 * mixture.SHARE / 3  # a share is left to each: so it comes back
+    found = mixtures(3, 2)
+    said = np.full((100, 2, 3), 0.5, np.float32)
+    said[:, :, 0] = [0.9, 0.1]
+    said[:, :, 2] = [0.2, 0.8]
+    judge(said, 0, found)
+    assert found.mixture_M[0] > 0.95
+    assert judge(said, 0, found) < -np.log(0.88)  # near the best one's
+    judge(said[:25], 1, found)
+    assert found.mixture_M[2] > 0.9
+    for weights in (found.mixture_M, found.top_Z):
+        np.testing.assert_allclose(weights.sum(), 1, rtol=1e-5)
+    assert found.mixture_M.min() >= 0.99 * mixture.SHARE / 3  # a share is left to each: so it comes back
+
+
+def test_logistic_mixtures_add_up_what_members_know_and_are_believed_for_it() -> None:
+    random, found = np.random.default_rng(0), mixtures(2, 2)
+    hints = random.random((4000, 2)) < 0.5
+    odds = np.where(hints, 2.0, -2.0)
+    labels_n = (random.random(4000) < 1 / (1 + np.exp(-odds.sum(axis=1)))).astype(np.float32)
+    right = 1 / (1 + np.exp(-odds))
+    said = np.stack([1 - right, right], axis=1).astype(np.float32)
+    mixture.judge_classes(said, np.log(said), labels_n, np.ones(4000, np.float32), found, 0.01)
+    assert found.top_Z[0] < 0.05
+    assert (found.mixers_SM[2] > 0.8).all()  # the sum of both log-odds is the truth
 
 
 def test_of_values_the_mixture_follows_who_errs_least_on_the_scale_of_its_errors() -> None:
-    random = np.random.default_rng(0)
+    random, found = np.random.default_rng(0), mixtures(3, 1)
     labels_n = (1e6 * random.normal(size=200)).astype(np.float32)
-    said = np.stack([labels_n + np.float32(scale) for scale in (1e6, 2e5, 2e6)], axis=1)[:, :, None]
-    mixture_m, labels_4 = np.full(3, 1 / 3, np.float32), np.zeros(4)
-    mixture.judge_values(said, labels_n, np.ones(200, np.float32), mixture_m, labels_4)
-    assert mixture_m[1] > 0.9
+    said = np.stack([labels_n + np.float32(scale) for scale in (1e6, 2e5, 2e6)], axis=1)[:, None]
+    labels_4, label_2 = np.zeros(4), np.array([0, 1e6], np.float32)
+    told = (said / np.float32(1e6)).astype(np.float32)
+    mixture.judge_values(said, told, labels_n, np.ones(200, np.float32), found, labels_4, label_2)
+    assert found.mixture_M[1] > 0.9
     assert labels_4[3] < 1e12
 
 
@@ -220,11 +251,11 @@ def test_neighbours_tell_islands_apart_and_only_the_newest_rows_are_remembered()
     for _ in range(10):
         learner.step(islands(0))
     now = islands(0)
-    assert (answers(learner, now.features_BC)[:, NEAREST].argmax(axis=1) == now.labels_B).mean() > 0.95
+    assert (answers(learner, now.features_BC)[:, :, NEAREST].argmax(axis=1) == now.labels_B).mean() > 0.95
     for _ in range(MEMORY // SIZE):
         learner.step(islands(2))
     now = islands(2)
-    assert (answers(learner, now.features_BC)[:, NEAREST].argmax(axis=1) == now.labels_B).all()
+    assert (answers(learner, now.features_BC)[:, :, NEAREST].argmax(axis=1) == now.labels_B).all()
 
 
 def test_the_hashed_table_learns_what_two_columns_say_together() -> None:
@@ -238,7 +269,7 @@ def test_the_hashed_table_learns_what_two_columns_say_together() -> None:
     for _ in range(60):
         learner.step(crossed())
     now = crossed()
-    assert (answers(learner, now.features_BC)[:, WIDE].argmax(axis=1) == now.labels_B).all()
+    assert (answers(learner, now.features_BC)[:, :, WIDE].argmax(axis=1) == now.labels_B).all()
 
 
 def test_experts_that_see_the_newest_labels_know_what_repeats() -> None:
