@@ -100,10 +100,7 @@ class LearnerConfig(OptionsConfig):
     classes: int = Field(default=2, ge=2, le=4096)
     batch_size: int = Field(default=1024, ge=2, le=2**20)
     batch_wait: DurationMs = 1000
-    hidden: tuple[int, ...] = (
-        256,
-        128,
-    )  # the MLP's, as are embedding and learning_rate; a task of one's own may use them
+    hidden: tuple[int, ...] = (256, 128)  # this and the next two: the MLP's; a task of one's own may use them
     embedding: int = Field(default=8, ge=1, le=1024)
     learning_rate: float = Field(default=1e-3, gt=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -129,7 +129,8 @@ class BankMethod:
 
     def rewarm(self) -> None:
         """Gives each member half of an even share, and steps their size of the beginning: those of Adam and Adagrad."""
-        self._mixture_M[:] = (self._mixture_M + np.float32(1 / len(self._mixture_M))) / 2
+        mixture_M = self._mixtures.mixture_M
+        mixture_M[:] = (mixture_M + np.float32(1 / len(mixture_M))) / 2
         slots = self._slots
         for array in (slots.first_2DJ, slots.second_2EKH, slots.embedding_R, slots.wide_R):
             array[:] = 0
