@@ -86,7 +86,7 @@ class Bank(nn.Module):
     def _add_tables(self, features: FeaturesConfig) -> None:
         """Embeddings of categories, and the table of tokens: categories, bins of numbers, and crosses of two."""
         starts = torch.tensor([0, *(column.buckets for column in features.categorical)]).cumsum(0)
-        self.starts_G = self._constant("starts_G", starts[:-1])
+        self.starts_G = self._constant("starts_G", starts[:-1].clone())
         self.embedding_RA = self._state("embedding_RA", torch.randn(int(starts[-1]), EMBEDDING) * 0.5)
         columns = self.numeric + self.categories
         crossed = range(0 if columns <= CROSSED_COLUMNS_MAX else self.numeric, columns)
