@@ -168,6 +168,11 @@ class OnDriftConfig(Model):
     restart_metrics: Families = ()  # the recent metrics are of rows from here on
     webhook: str | None = None  # an http(s) address that gets every alarm as JSON
 
+    @property
+    def acts(self) -> bool:
+        """Whether anything follows an alarm."""
+        return bool(self.version or self.hold_promotion or self.rewarm or self.restart_metrics or self.webhook)
+
     @field_validator("webhook")
     @classmethod
     def _http(cls, value: str | None) -> str | None:
@@ -237,6 +242,8 @@ class JobConfig(Model):
             raise ValueError("join.negative_after is for labels of a topic of their own: name it in [labels]")
         if self.join.slab_rows < self.stream.span:
             raise ValueError("join.slab_rows must be at least stream.span")
+        if not self.monitor.drift and self.on_drift.acts:
+            raise ValueError("[on_drift] waits for alarms, but monitor.drift = false raises none: leave one out")
         return self
 
     def sha256(self) -> str:

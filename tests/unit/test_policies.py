@@ -126,6 +126,15 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path, key: str, value: Any, s
         state_of(tmp_path, **{key: value})
 
 
+def test_without_drift_nothing_can_follow_an_alarm(tmp_path: Path) -> None:
+    off = {"monitor": {"drift": False}}
+    state_of(tmp_path, off)
+    with pytest.raises(ValidationError, match=r"monitor\.drift = false raises none"):
+        state_of(tmp_path, off, hold_promotion=["concept"])
+    with pytest.raises(ValidationError, match=r"monitor\.drift = false raises none"):
+        state_of(tmp_path, off, webhook="http://example.org/alarms")
+
+
 def full_batches(state: State) -> Iterator[Any]:
     """Batches of learnable rows, as the batcher gives them."""
     from consumers.batch import Batch
