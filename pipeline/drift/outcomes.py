@@ -132,7 +132,7 @@ def _count(
                 sums_D[0] += abs(found - said)
                 sums_D[bin_at + 2 * int(said > 0) + int(abs(said) > 0.67 * UNIT)] += found - said
             continue
-        score = min(max(score, 0.0), 1.0)  # one that is no probability shall find a bin, too
+        score = np.float64(min(max(score, 0.0), 1.0))  # one that is no probability shall find a bin, too
         if kind == _BINARY:
             sums_D[label_at] += UNIT * int(label == 1)
             if finite:

@@ -221,11 +221,14 @@ def test_scores_that_are_no_probabilities_count_as_the_nearest_ones(kind: str, f
 
 def test_what_is_usual_is_learned_of_enough_rows_also_after_an_alarm_within_a_block() -> None:
     inputs = Inputs(1, 0, settle_rows=BLOCK_ROWS, p=1e-3)
-    values = np.random.default_rng(0).normal(1000, 1, (3 * BLOCK_ROWS, 1)).astype(np.float32)
-    inputs.take(values[:BLOCK_ROWS])
+    values = np.random.default_rng(0).normal(1000, 1, (BLOCK_ROWS, 1)).astype(np.float32)
+    for _ in range(50):  # long enough for the restart to be no early one
+        inputs.take(values)
+        inputs.close()
+    inputs.take(values)
     inputs.restart()
     inputs.close()  # of a block whose rows all came before the restart
-    inputs.take(values[BLOCK_ROWS:])
+    inputs.take(values)
     inputs.close()
     assert inputs.settled
     assert inputs.centre_F[0] == pytest.approx(1000, rel=1e-3)

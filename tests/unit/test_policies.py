@@ -164,7 +164,7 @@ def candidate(**changes: Any) -> Candidate:
     points = [{"time_ms": 86_400_000 * day, "values": {"live/auc_recent": 0.7 + day / 100}} for day in range(5)]
     made = Candidate(
         "flights & more", "lineage", "lineage-1", None, np.zeros((2, 1), np.float32), np.zeros(2, np.float32), 0.0, {},
-        {}, "", Point(1000, 5, {}), alarms=[ALARM.document()], points=points,
+        {}, "", Point(1000, 86_400_000 * 4, {}), alarms=[ALARM.document()], points=points,
     )  # fmt: skip
     return replace(made, **changes)
 
@@ -175,6 +175,12 @@ def test_a_report_is_one_page_with_its_picture_and_every_alarm(tmp_path: Path) -
     assert (tmp_path / "report" / "report.png").read_bytes().startswith(b"\x89PNG")
     for expected in ("flights &amp; more", "1 concept", "1970-01-01 00:00:04", "mean error rose", "Promotion is held"):
         assert expected in page
+
+
+def test_one_wild_event_time_keeps_no_version_from_its_report(tmp_path: Path) -> None:
+    alarms = [ALARM.document(), replace(ALARM, since_time=10**18).document()]
+    report.write(tmp_path / "report", candidate(alarms=alarms))
+    assert "1970-01-05 00:00:00" in (tmp_path / "report" / "report.html").read_text()
 
 
 def test_a_report_of_a_quiet_run_says_so(tmp_path: Path) -> None:
