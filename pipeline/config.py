@@ -154,6 +154,13 @@ class MonitorConfig(Model):
     drift_p: float = Field(default=5e-4, gt=0, lt=1)  # of a look at a family without a change, Bonferroni-corrected
     settle_rows: int = Field(default=512, ge=128)  # after a change, until what comes is taken as usual
 
+    @field_validator("every")
+    @classmethod
+    def _by_rows(cls, value: Cadence) -> Cadence:
+        if value.rows is None:
+            raise ValueError("a number of rows such as '10000 rows': metric points are part of what is rebuilt")
+        return value
+
 
 Families = tuple[Literal[FAMILIES], ...]  # type: ignore[valid-type]
 

@@ -144,7 +144,8 @@ class Means:
         """Forgets all rows, and tests nothing before there are so many blocks to compare with, but soon in any case."""
         for array in self.state().values():
             array[...] = 0
-        self._counters[_LEAST] = min(reference_min, _REFERENCE_MAX // 2)
+        always = _REFERENCE_MAX // 2 - int(_WINDOWS[-1])  # so many there are even when all has just been halved
+        self._counters[_LEAST] = min(reference_min, always)
 
     def state(self) -> Arrays:
         return {

@@ -126,6 +126,11 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path, key: str, value: Any, s
         state_of(tmp_path, **{key: value})
 
 
+def test_a_course_by_the_clock_is_refused_as_it_would_have_no_point(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="a number of rows such as '10000 rows'"):
+        state_of(tmp_path, {"monitor": {"every": "30s"}})
+
+
 def test_without_drift_nothing_can_follow_an_alarm(tmp_path: Path) -> None:
     off = {"monitor": {"drift": False}}
     state_of(tmp_path, off)
