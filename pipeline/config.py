@@ -154,6 +154,13 @@ class MonitorConfig(Model):
     drift_p: float = Field(default=5e-4, gt=0, lt=1)  # of a look at a family without a change, Bonferroni-corrected
     settle_rows: int = Field(default=512, ge=128)  # after a change, until what comes is taken as usual
 
+    @field_validator("every")
+    @classmethod
+    def _by_rows(cls, value: Cadence) -> Cadence:
+        if value.rows is None:
+            raise ValueError("a number of rows such as '10000 rows': metric points are part of what is rebuilt")
+        return value
+
 
 Families = tuple[Literal[FAMILIES], ...]  # type: ignore[valid-type]
 
@@ -167,6 +174,11 @@ class OnDriftConfig(Model):
     rewarm: Families = ()  # the learner learns faster for a while
     restart_metrics: Families = ()  # the recent metrics are of rows from here on
     webhook: str | None = None  # an http(s) address that gets every alarm as JSON
+
+    @property
+    def acts(self) -> bool:
+        """Whether anything follows an alarm."""
+        return bool(self.version or self.hold_promotion or self.rewarm or self.restart_metrics or self.webhook)
 
     @field_validator("webhook")
     @classmethod
@@ -237,6 +249,8 @@ class JobConfig(Model):
             raise ValueError("join.negative_after is for labels of a topic of their own: name it in [labels]")
         if self.join.slab_rows < self.stream.span:
             raise ValueError("join.slab_rows must be at least stream.span")
+        if not self.monitor.drift and self.on_drift.acts:
+            raise ValueError("[on_drift] waits for alarms, but monitor.drift = false raises none: leave one out")
         return self
 
     def sha256(self) -> str:

@@ -25,7 +25,6 @@ _FREE = {
     # The ledger has what these decide.
     "stream": {"slots", "readers", "reader_memory", "linger", "idle_after", "labels_may_idle"},
     "learner": {"device", "threads", "batch_wait"},  # the first two belong to the environment
-    "monitor": {"every"},
     "snapshot": {"*"},
     "on_drift": {"webhook"},
     "registry": {"tracking_uri", "artifact_location", "release_timeout"},
@@ -35,7 +34,7 @@ _FREE = {
 
 RECORDED = {
     "join": {"memory", "disk"},
-    "monitor": {"frozen_after", "compare_after"},
+    "monitor": {"every", "frozen_after", "compare_after"},
     "on_drift": {"version", "hold_promotion", "hold_rows", "rewarm", "restart_metrics"},
     "registry": {"register_every"},
     "dead_letters": {"hold_share", "hold_window"},

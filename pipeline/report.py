@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
@@ -32,8 +33,14 @@ td.number { text-align: right; font-variant-numeric: tabular-nums }
 
 
 def write(folder: Path, candidate: Candidate) -> None:
-    """Writes report.png and report.html, which shows the same picture and lists the alarms, newest first."""
+    """Writes report.png and report.html, which shows the same picture and lists the alarms, newest first.
+
+    An alarm whose row has an event time in the stream's future, which a calendar may not even know, is shown as of now.
+    """
     folder.mkdir(parents=True)
+    now_ms = candidate.point.time_ms
+    alarms = [{**alarm, "since_time": min(alarm["since_time"], now_ms)} for alarm in candidate.alarms]
+    candidate = replace(candidate, alarms=alarms)
     picture = folder / "report.png"
     draw(picture, candidate.alarms, candidate.points)
     (folder / "report.html").write_text(page(candidate, picture.read_bytes()))

@@ -38,11 +38,15 @@ class Inputs:
     """Means of what the columns hold, in units of the first rows after the start or a restart.
 
     These are `settle_rows`, or as many times 2, 4, 8 … 32 after restarts in quick succession, every 2nd, 4th … of them:
-    what moves faster than it becomes usual, like the hour of the day, gets longer to show all of itself.
+    what moves faster than it becomes usual, like the hour of the day, gets longer to show all of itself. A column that
+    deviates by less than `deviation_min` is measured in that.
     """
 
-    def __init__(self, numeric: int, categorical: int, *, settle_rows: int, p: float) -> None:
+    def __init__(
+        self, numeric: int, categorical: int, *, settle_rows: int, p: float, deviation_min: float = 0.0
+    ) -> None:
         self._numeric, self._categorical, self._settle_rows = numeric, categorical, settle_rows
+        self._deviation_min = deviation_min
         earlier, later = (index for index in np.tril_indices(min(numeric, PAIRED_MAX), -1)[::-1])
         counts = [numeric, numeric, numeric * _OCTILES, numeric, categorical * _BINS, categorical, len(earlier)]
         families = [FEATURE, FEATURE, FEATURE, MISSING, CATEGORY, MISSING, CORRELATION]
@@ -88,11 +92,11 @@ class Inputs:
         if self.settled:
             self._counters[_ROWS] += BLOCK_ROWS
             return self.means.close()
-        self._counters[_ROWS] += BLOCK_ROWS
+        self._counters[_ROWS] = self._counters[_PENDING]  # fewer than the blocks have, if it was restarted within one
         if self.settled:
             for column in range(self._numeric):
-                self.centre_F[column], self.scale_F[column], edges_E = standard(self._buffer_RC[:, column], _OCTILES)
-                self._edges_EF[:, column] = edges_E
+                scaling = standard(self._buffer_RC[:, column], _OCTILES, self._deviation_min)
+                self.centre_F[column], self.scale_F[column], self._edges_EF[:, column] = scaling
             self._buffer_RC = np.zeros((0, self._numeric), np.float32)
         return 0.0
 
@@ -137,7 +141,7 @@ class Inputs:
         }
 
 
-def standard(values_R: Float32s, quantiles: int) -> tuple[float, float, Float64s]:
+def standard(values_R: Float32s, quantiles: int, deviation_min: float = 0.0) -> tuple[float, float, Float64s]:
     """Mean, one over the deviation, and quantiles in ROOTths of it, after the outer half percents were pulled in.
 
     Where all values are one and the same, any other one, however close, is to lie far off.
@@ -148,7 +152,7 @@ def standard(values_R: Float32s, quantiles: int) -> tuple[float, float, Float64s
     outer = len(known_R) // 200
     clipped_R: Float64s = np.clip(known_R, known_R[outer], known_R[-1 - outer])
     mean, deviation = float(clipped_R.mean()), float(clipped_R.std())
-    scale = 1 / max(deviation, 1e-6 * abs(mean), 1e-12)
+    scale = 1 / max(deviation, deviation_min, 1e-6 * abs(mean), 1e-12)
     at_E = len(known_R) * np.arange(1, quantiles + 1) // (quantiles + 1)
     edges_E = ROOT * np.clip((known_R[at_E] - mean) * scale, -_CLIP, _CLIP)
     return mean, scale, np.floor(edges_E + 0.5)

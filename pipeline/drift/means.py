@@ -74,7 +74,7 @@ class Means:
         statistics, windows = len(kind_D), len(_WINDOWS)
         self._kind_D, self._of_D = kind_D, of_D
         self._tests_D = windows * np.bincount(family_D)[family_D]
-        self._critical_D = np.array([NormalDist().inv_cdf(1 - p / (2 * tests)) for tests in self._tests_D])
+        self._critical_D = np.array([-NormalDist().inv_cdf(p / (2 * tests)) for tests in self._tests_D])
         self.sums_D: Float32s = np.zeros(statistics, np.float32)
         self._ring_RD = np.zeros((_RING, statistics), np.float32)
         self._total_D = np.zeros(statistics)
@@ -141,10 +141,11 @@ class Means:
         return float(max(1.0, ((times_W * windows_W + _PRIOR) / (windows_W + _PRIOR)).max()))
 
     def restart(self, reference_min: int = REFERENCE_MIN) -> None:
-        """Forgets all rows, and tests nothing before there are so many blocks to compare with."""
+        """Forgets all rows, and tests nothing before there are so many blocks to compare with, but soon in any case."""
         for array in self.state().values():
             array[...] = 0
-        self._counters[_LEAST] = reference_min
+        always = _REFERENCE_MAX // 2 - int(_WINDOWS[-1])  # so many there are even when all has just been halved
+        self._counters[_LEAST] = min(reference_min, always)
 
     def state(self) -> Arrays:
         return {

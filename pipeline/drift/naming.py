@@ -53,11 +53,15 @@ class Since:
         self._newest = stop - 1
 
     def of(self, rows: int) -> tuple[int, int]:
-        """Number of the first of the newest `rows` rows, and the event time at the beginning of its block."""
-        since, blocks = self.here[0] - rows + 1, -(-int(self._rows[_ROWS]) // BLOCK_ROWS)
-        noted_B2 = self._noted_B2[[block % _NOTED for block in range(max(blocks - _NOTED, 0), blocks)]]
-        block = max(int(np.searchsorted(noted_B2[:, 0], since, "right")) - 1, 0)
-        return max(since, int(noted_B2[0, 0])), int(noted_B2[block, 1])
+        """Number of the first of the newest `rows` rows, and the event time at the beginning of its block.
+
+        Found by counting the rows that were watched: their numbers may stand still, or leave some out.
+        """
+        taken = int(self._rows[_ROWS])
+        oldest = max(-(-taken // BLOCK_ROWS) - _NOTED, 0)
+        block, further = divmod(max(taken - rows, oldest * BLOCK_ROWS), BLOCK_ROWS)
+        number, time = self._noted_B2[block % _NOTED].tolist()
+        return min(number + further, self.here[0]), time
 
     def state(self) -> Arrays:
         return {"rows": self._rows, "noted": self._noted_B2}

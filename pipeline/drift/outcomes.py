@@ -131,7 +131,9 @@ def _count(
                 sums_D[said_at + 1] += (said * said) // UNIT
                 sums_D[0] += abs(found - said)
                 sums_D[bin_at + 2 * int(said > 0) + int(abs(said) > 0.67 * UNIT)] += found - said
-        elif kind == _BINARY:
+            continue
+        score = np.float64(min(max(score, 0.0), 1.0))  # one that is no probability shall find a bin, too
+        if kind == _BINARY:
             sums_D[label_at] += UNIT * int(label == 1)
             if finite:
                 said, wrong = int(score * UNIT + 0.5), UNIT * int((score >= 0.5) != (label == 1))

@@ -43,6 +43,10 @@ _EFFECT_MIN = {LABEL: 0.0, PREDICTION: 0.1, CALIBRATION: 0.05}
 
 _OCTAVES_MIN = 0.5  # of labels' delays: rows of a batch share much of theirs, so a window holds few of them
 
+_OCTAVES_DEVIATION = (
+    2.0  # at least: where all delays are alike, others shall still lie within the 4 that are told apart
+)
+
 _QUIET, _RISE_WAITS, _OUTCOME_WAITS = range(3)  # slots of `counters`
 
 
@@ -59,7 +63,7 @@ class Drift:
         self._outcomes = Outcomes(kind, classes, settle_rows=4 * config.settle_rows, p=config.drift_p)
         self._late_R1: Float32s | None = None  # of the batch, like the next
         self._stop = self._psi_from = 0  # rows that were taken, and those that PSI has or need not have
-        self._delays = Inputs(1, 0, settle_rows=config.settle_rows, p=config.drift_p)
+        self._delays = Inputs(1, 0, settle_rows=config.settle_rows, p=config.drift_p, deviation_min=_OCTAVES_DEVIATION)
         self._reference = Reference(kind, classes, numeric, categorical)
         self._psi = PSI(numeric, categorical, reference_rows=config.reference_rows, threshold=config.psi_threshold)
         self._buckets_K = np.array([column.buckets for column in features.categorical], np.int64)
@@ -89,7 +93,8 @@ class Drift:
         if len(self._buckets_K):
             categories_RK = features_RC[:, features_RC.shape[1] - len(self._buckets_K) :]
             self._unknown[0] += _mark_seen(categories_RK, self._buckets_K, self._seen_K)
-        self._since.numbers_R, self._since.times_R = rows_trained - batch.rows + 1 + real_R, batch.event_time_B[rows]
+        self._since.numbers_R = np.maximum(rows_trained - batch.rows + 1 + real_R, 0)
+        self._since.times_R = batch.event_time_B[rows]
         self._late_R1 = None
         if now_ms is not None:
             late_R = np.log2(1 + np.maximum(now_ms - self._since.times_R, 0))

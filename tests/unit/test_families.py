@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -12,6 +13,8 @@ from consumers.batch import Batch
 from consumers.config import FeaturesConfig
 from pipeline.config import MonitorConfig
 from pipeline.drift import FAMILIES, Alarm
+from pipeline.drift.inputs import Inputs
+from pipeline.drift.means import BLOCK_ROWS, SHARE, UNIT, Means
 from pipeline.drift.watch import Drift
 
 ROWS, CHANGE = 12_000, 8000
@@ -192,3 +195,66 @@ def test_nothing_depends_on_how_the_stream_is_cut_or_resumed(name: str) -> None:
     for part, arrays in rows.last.state().items():
         for at, array in arrays.items():
             np.testing.assert_array_equal(array, whole[part][at], f"{part}.{at}")
+
+
+def test_labels_that_were_all_equally_late_and_come_later_are_noticed() -> None:
+    rows, drift, found = Rows(), Rows().drift(), []
+    rows.late_ms = np.where(rows.new, 1_000_000, 10_000)
+    for batch, trained, now in rows.batches([*range(CHANGE - 3000, CHANGE + 1000)]):
+        found += drift.observe(batch, trained, now)
+    (alarm,) = found
+    assert alarm.family == "label_delay"
+    assert 3 < alarm.effect < np.log2(100)
+
+
+@pytest.mark.parametrize("factor", [3, 1e30])
+@pytest.mark.parametrize("kind", ["binary", "multiclass"])
+def test_scores_that_are_no_probabilities_count_as_the_nearest_ones(kind: str, factor: float) -> None:
+    wild, tame = Rows(kind).drift(), Rows(kind).drift()
+    for batch, trained, _ in Rows(kind).batches([*range(0, 4000, 100)]):
+        scores_BS = ((batch.scores_BS - 0.5) * factor + 0.5).astype(np.float32)
+        wild.observe(replace(batch, scores_BS=scores_BS), trained)
+        tame.observe(replace(batch, scores_BS=np.clip(scores_BS, 0, 1)), trained)
+    for name, array in tame.state()["outcome_means"].items():
+        np.testing.assert_array_equal(wild.state()["outcome_means"][name], array, name)
+
+
+def test_what_is_usual_is_learned_of_enough_rows_also_after_an_alarm_within_a_block() -> None:
+    inputs = Inputs(1, 0, settle_rows=BLOCK_ROWS, p=1e-3)
+    values = np.random.default_rng(0).normal(1000, 1, (BLOCK_ROWS, 1)).astype(np.float32)
+    for _ in range(50):  # long enough for the restart to be no early one
+        inputs.take(values)
+        inputs.close()
+    inputs.take(values)
+    inputs.restart()
+    inputs.close()  # of a block whose rows all came before the restart
+    inputs.take(values)
+    inputs.close()
+    assert inputs.settled
+    assert inputs.centre_F[0] == pytest.approx(1000, rel=1e-3)
+
+
+@pytest.mark.parametrize("p", [1e-3, 1e-17])
+def test_however_long_it_settles_and_however_sure_it_is_to_be_it_goes_on_watching(p: float) -> None:
+    means = Means(np.array([SHARE]), np.array([0]), np.array([0]), p, trend=False)
+    means.restart(10_000)
+    draw = np.random.default_rng(0)
+    for block in range(400):
+        means.sums_D[0] = UNIT * draw.binomial(BLOCK_ROWS, 0.2)
+        assert means.close() < 1, block
+    for _ in range(16):
+        means.sums_D[0] = UNIT * BLOCK_ROWS
+        moved = means.close() > 1
+    assert moved
+
+
+def test_where_rows_are_booked_apart_from_what_is_learned_a_change_is_dated_as_well() -> None:
+    rows, found = Rows(), []
+    concept(rows)
+    for learned in (1, 50):  # one row in so many
+        drift = rows.drift()
+        for batch, trained, _ in rows.batches([*range(0, ROWS, 100)]):
+            found += drift.observe(batch, trained // learned)
+    known, thinned = found
+    assert (thinned.event_time, thinned.since_time) == (known.event_time, known.since_time)
+    assert 0 < thinned.since_row <= thinned.row < known.row

@@ -99,7 +99,7 @@ CLASSES = {
         "replay": IDENTITY,
     },
     "monitor": {
-        "every": FREE,
+        "every": RECORDED,  # the course of the run has a point at each
         "window": IDENTITY,
         "frozen_after": RECORDED,
         "compare_after": RECORDED,
@@ -217,7 +217,8 @@ def test_a_changed_identity_ends_the_start_before_anything_is_written(story: Sto
 def test_a_recorded_change_is_a_line_of_the_ledger_and_a_rebuild_follows_it(
     story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    story.job = with_settings(story.job, {"monitor.frozen_after": 700, "dead_letters.hold_window": 500})
+    changed = {"monitor.frozen_after": 700, "monitor.every": "100 rows", "dead_letters.hold_window": 500}
+    story.job = with_settings(story.job, changed)
     story.live(entries=0)
     assert lines_of_the_newest(story)[0] == ["config", recorded(story.job)]
     newest = story.live()

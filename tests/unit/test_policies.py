@@ -126,6 +126,20 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path, key: str, value: Any, s
         state_of(tmp_path, **{key: value})
 
 
+def test_a_course_by_the_clock_is_refused_as_it_would_have_no_point(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="a number of rows such as '10000 rows'"):
+        state_of(tmp_path, {"monitor": {"every": "30s"}})
+
+
+def test_without_drift_nothing_can_follow_an_alarm(tmp_path: Path) -> None:
+    off = {"monitor": {"drift": False}}
+    state_of(tmp_path, off)
+    with pytest.raises(ValidationError, match=r"monitor\.drift = false raises none"):
+        state_of(tmp_path, off, hold_promotion=["concept"])
+    with pytest.raises(ValidationError, match=r"monitor\.drift = false raises none"):
+        state_of(tmp_path, off, webhook="http://example.org/alarms")
+
+
 def full_batches(state: State) -> Iterator[Any]:
     """Batches of learnable rows, as the batcher gives them."""
     from consumers.batch import Batch
@@ -155,7 +169,7 @@ def candidate(**changes: Any) -> Candidate:
     points = [{"time_ms": 86_400_000 * day, "values": {"live/auc_recent": 0.7 + day / 100}} for day in range(5)]
     made = Candidate(
         "flights & more", "lineage", "lineage-1", None, np.zeros((2, 1), np.float32), np.zeros(2, np.float32), 0.0, {},
-        {}, "", Point(1000, 5, {}), alarms=[ALARM.document()], points=points,
+        {}, "", Point(1000, 86_400_000 * 4, {}), alarms=[ALARM.document()], points=points,
     )  # fmt: skip
     return replace(made, **changes)
 
@@ -166,6 +180,12 @@ def test_a_report_is_one_page_with_its_picture_and_every_alarm(tmp_path: Path) -
     assert (tmp_path / "report" / "report.png").read_bytes().startswith(b"\x89PNG")
     for expected in ("flights &amp; more", "1 concept", "1970-01-01 00:00:04", "mean error rose", "Promotion is held"):
         assert expected in page
+
+
+def test_one_wild_event_time_keeps_no_version_from_its_report(tmp_path: Path) -> None:
+    alarms = [ALARM.document(), replace(ALARM, since_time=10**18).document()]
+    report.write(tmp_path / "report", candidate(alarms=alarms))
+    assert "1970-01-05 00:00:00" in (tmp_path / "report" / "report.html").read_text()
 
 
 def test_a_report_of_a_quiet_run_says_so(tmp_path: Path) -> None:
