@@ -302,7 +302,11 @@ def test_standardisers_see_a_replayed_row_once() -> None:
         ({"anchor": {"kind": "l2_init", "weight": 1, "every": 5}}, "anchor.every is not for"),
         ({"kind": "bank", "average": 0.9}, "average is for models that learn by gradient descent: set learner.kind"),
         ({"kind": "bank", "pretrained": "w"}, "pretrained is for models that learn by gradient descent"),
+        ({"kind": "bank"}, "hidden is for models that learn by gradient descent"),
+        ({"kind": "bank", "hidden": (256, 128), "learning_rate": 0.1}, "learning_rate is for models that learn by"),
         ({"average": 1.0}, "less than 1"),
+        ({"replay": True}, "valid dictionary"),
+        ({"on_exceed": "refuse"}, "on_exceed = 'refuse' needs gradient_norm_max"),
         ({"on_exceed": "ignore"}, "'clip' or 'refuse'"),
     ],
 )
@@ -353,7 +357,9 @@ def test_a_run_begins_with_them_and_goes_on_without_the_file(tmp_path: Path) -> 
         ({"1.weight": None}, r"does not fit the module of learner\.task: 1\.weight is missing$"),
         ({"8.weight": torch.zeros(3)}, r"8\.weight is not in the module$"),
         ({"1.bias": torch.zeros(3)}, r"1\.bias has the shape \(3,\), not \(16,\)$"),
-        ({"1.bias": torch.full((16,), torch.nan)}, r"1\.bias holds numbers that are not finite$"),
+        ({"1.bias": torch.full((16,), torch.nan)}, r"1\.bias holds numbers that are not finite as torch\.float32$"),
+        ({"1.bias": torch.full((16,), 1e300, dtype=torch.float64)}, r"1\.bias holds numbers that are not finite as"),
+        ({"1.bias": torch.zeros(16, dtype=torch.complex64)}, r"1\.bias is torch\.complex64, not torch\.float32$"),
     ],
 )
 def test_pretrained_weights_that_do_not_fit_are_an_error(
