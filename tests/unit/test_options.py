@@ -17,6 +17,7 @@ from consumers.errors import ConfigError
 from consumers.record import Partition
 from pipeline.checks import TaskChecks, digest
 from pipeline.learner import Learner
+from pipeline.options.anchor import Ewc
 from pipeline.options.config import ReplayConfig
 from pipeline.options.pretrained import read_weights
 from pipeline.options.replay import Replay
@@ -375,3 +376,13 @@ def test_a_file_that_holds_no_weights_is_an_error(tmp_path: Path) -> None:
     for name in ("w", "none"):
         with pytest.raises(ConfigError, match="cannot be read as a safetensors file"):
             read_weights(job(pretrained=str(tmp_path / name)))
+
+
+def test_what_a_batch_did_not_use_matters_no_more_for_it() -> None:
+    layer = torch.nn.Linear(1, 1, bias=False)
+    held = Ewc(layer, weight=1.0, every=10**6)
+    for gradient in (torch.ones(1, 1), None):
+        layer.weight.grad = gradient
+        held.pull()
+        held.learned(batch())
+    assert held.state()["squares.0"] == [[1.0]]
