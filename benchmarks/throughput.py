@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks.formats import FORMATS
 from benchmarks.processes import EVERTRAIN, result_of, run_job, say
 from benchmarks.topics import Topics, broker, make_topics
+from pipeline.tables import LEARNERS
 
 WARM_UP_ROWS = 20_000
 SCORED_INGEST = ("json",)  # formats whose `ingest` includes scoring; the others' is the way in alone
@@ -59,7 +60,7 @@ CONTENDERS: dict[str, Callable[[Topics, Path, int], dict[str, Any]]] = {
 }
 
 
-def measure(name: str, rows: int, repeat: int, contenders: list[str]) -> dict[str, Any]:
+def measure(name: str, rows: int, repeat: int, contenders: list[str], learner: str) -> dict[str, Any]:
     """Fills topics of a format, and runs the contenders `repeat` times in turn.
 
     Each runs on a few rows first, untimed: Evertrain compiles its kernels when they first run after a change.
@@ -68,20 +69,20 @@ def measure(name: str, rows: int, repeat: int, contenders: list[str]) -> dict[st
     with broker() as kafka:
         small = make_topics(kafka, name, WARM_UP_ROWS, prefix="warm-up")
         for contender in contenders:
-            run(contender, small, WARM_UP_ROWS)
+            run(contender, small, WARM_UP_ROWS, learner)
         topics = make_topics(kafka, name, rows)
         for turn in range(repeat):
             for contender in contenders:
-                result = run(contender, topics, rows)
+                result = run(contender, topics, rows, learner)
                 runs[contender].append(result)
                 say(f"{name} {turn + 1}/{repeat} {contender}: {result['rows_per_s']:,.0f} rows/s")
     return {**summary(name, runs), "n": repeat, "rows": rows, "runs": runs}
 
 
-def run(contender: str, topics: Topics, rows: int) -> dict[str, Any]:
+def run(contender: str, topics: Topics, rows: int, learner: str) -> dict[str, Any]:
     """One contender once, with a state of its own."""
     with tempfile.TemporaryDirectory(prefix="evertrain-bench-") as directory:
-        return CONTENDERS[contender](topics, topics.write_job(Path(directory)), rows)
+        return CONTENDERS[contender](topics, topics.write_job(Path(directory), learner=learner), rows)
 
 
 def summary(name: str, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -119,11 +120,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__)
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help="contenders")
+    parser.add_argument("--learner", choices=LEARNERS, default="mlp", help="of train_only and ours")
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("-o", "--output", choices=("text", "json"), default="text")
     args = parser.parse_args()
-    results = {name: measure(name, args.rows, args.repeat, args.only) for name in args.formats}
+    results = {name: measure(name, args.rows, args.repeat, args.only, args.learner) for name in args.formats}
     print(json.dumps(results, indent=2) if args.output == "json" else table(results))
 
 

@@ -52,7 +52,7 @@ window = "300s"
 slab_rows = 32768
 
 [learner]
-kind = "mlp"
+kind = "{learner}"
 batch_size = 1024
 hidden = [256, 128]
 device = "cpu"
@@ -95,7 +95,7 @@ class Topics:
         """Where the topics are, for a contender's command line."""
         return ["--bootstrap", self.bootstrap, "--features", self.features, "--labels", self.labels]
 
-    def write_job(self, directory: Path, identity: dict[str, str] | None = None) -> Path:
+    def write_job(self, directory: Path, identity: dict[str, str] | None = None, learner: str = "mlp") -> Path:
         """Writes the job file whose state, schemas and model store lie in `directory`.
 
         `identity` names the fields with an event's key and time; empty: those are the record's own.
@@ -113,6 +113,7 @@ class Topics:
                 bootstrap=self.bootstrap,
                 columns=json.dumps(COLUMNS),
                 dead_letters=self.dead_letters,
+                learner=learner,
                 **tables,
             )
         )

@@ -48,7 +48,7 @@ def learn(
         for b in range(size):
             scratch.share_B[b] = rows.weight_N[start + b] / total
         slots.step_3[0] += 1
-        _set_rates(scratch, slots.step_3[0], outputs)
+        _set_rates(scratch, slots.step_3[0], outputs, size)
         hidden(weights, scratch, size, plain, 0, end)
         linear_slopes(scratch, size, outputs, regression)
         slopes(weights, scratch, size, 0, TRAINED, regression)
@@ -115,13 +115,18 @@ def _keep(slots: Slots, rows: Rows, past: Rows, row: int) -> None:
 
 
 @njit_cached
-def _set_rates(scratch: Scratch, step: int, outputs: int) -> None:
-    """Steps of this moment: Adam's are corrected for its moments, which begin at zero (Kingma & Ba, 2015)."""
-    correction = np.float32(math.sqrt(1 - 0.99**step) / (1 - 0.9**step))
+def _set_rates(scratch: Scratch, step: int, outputs: int, size: int) -> None:
+    """Steps of this moment: Adam's are corrected for its moments, which begin at zero (Kingma & Ba, 2015).
+
+    Where a sub-batch has fewer rows its gradient is noisier, and steps are smaller by the root of that: Krizhevsky,
+    "One weird trick for parallelizing convolutional neural networks" (2014).
+    """
+    fewer = np.float32(math.sqrt(size / SUB_BATCH))
+    correction = np.float32(math.sqrt(1 - 0.99**step) / (1 - 0.9**step)) * fewer
     for i in range(len(LINEAR)):
         for k in range(outputs):
-            scratch.rate_J[i * outputs + k] = _LINEAR_STEPS[i]
+            scratch.rate_J[i * outputs + k] = _LINEAR_STEPS[i] * fewer
     for e in range(TRAINED):
-        scratch.rate_E[e] = _STEPS[e] if e < PLAIN_STEPS else _STEPS[e] * correction
+        scratch.rate_E[e] = _STEPS[e] * (fewer if e < PLAIN_STEPS else correction)
         for h in range(HIDDEN):
             scratch.rate_J[len(LINEAR) * outputs + e * HIDDEN + h] = scratch.rate_E[e]
