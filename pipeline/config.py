@@ -92,6 +92,9 @@ class RunConfig(Model):
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
 
 
+_OF_THE_MLP = ("hidden", "embedding", "learning_rate")
+
+
 class LearnerConfig(OptionsConfig):
     """`[learner]`: the task, who learns it, the settings of the plain MLP, and the options of gradient descent."""
 
@@ -116,9 +119,12 @@ class LearnerConfig(OptionsConfig):
 
     @model_validator(mode="after")
     def _options_fit(self) -> LearnerConfig:
-        if self.is_bank and self.options_set():
+        fields = LearnerConfig.model_fields
+        of_the_mlp = [name for name in _OF_THE_MLP if getattr(self, name) != fields[name].default]
+        of_descent = self.options_set() + of_the_mlp
+        if self.is_bank and of_descent:
             raise ValueError(
-                f"{self.options_set()[0]} is for models that learn by gradient descent: set learner.kind = 'mlp', or "
+                f"{of_descent[0]} is for models that learn by gradient descent: set learner.kind = 'mlp', or "
                 "name a task of your own"
             )
         host = [name for name in self.options_set() if name in HOST_DECIDES]
@@ -132,10 +138,11 @@ class LearnerConfig(OptionsConfig):
 
     @model_validator(mode="after")
     def _bank_on_cpu(self) -> LearnerConfig:
-        if self.is_bank and (self.device == "cuda" or self.precision != "float32" or self.compile):
+        for_cuda = self.device == "cuda" or self.cuda_graphs
+        if self.is_bank and (for_cuda or self.precision != "float32" or self.compile):
             raise ValueError(
                 "learner.kind = 'bank' learns on a CPU, in float32, by loops of its own; set learner.kind = 'mlp' "
-                "for device = 'cuda', precision = 'bfloat16' or compile = true"
+                "for device = 'cuda', cuda_graphs = true, precision = 'bfloat16' or compile = true"
             )
         return self
 

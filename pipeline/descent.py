@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from consumers.batch import Batch
+from consumers.errors import ConfigError
 from consumers.record import Float32s
 from pipeline.config import JobConfig
 from pipeline.cuda import Graphed
@@ -43,7 +45,7 @@ class Descent:
         replay = Replay(config.replay, columns, job.job.seed) if config.replay else None
         if replay:
             self._parts["replay"] = replay
-        self.optimizer = task.optimizer(trained)
+        self.optimizer = _optimizer(task, trained, job.learner.task)
         training = Training(trained, task, self.optimizer, config, anchor)
         if config.compile:
             training.compile(step_rows(rows, replay), columns, device)
@@ -103,6 +105,18 @@ class Descent:
         for name, part in self._parts.items():
             under = f"{name}."
             part.restore({k.removeprefix(under): a for k, a in arrays.items() if k.startswith(under)}, document[name])
+
+
+def _optimizer(task: Task, trained: nn.Module, name: str) -> torch.optim.Optimizer:
+    """The task's own. Raises ConfigError if a step of it would have to evaluate the loss itself, as L-BFGS does."""
+    optimizer = task.optimizer(trained)
+    is_one = isinstance(optimizer, torch.optim.Optimizer)
+    if not is_one or any(p.default is p.empty for p in inspect.signature(optimizer.step).parameters.values()):
+        raise ConfigError(
+            f"learner.task = {name!r}: its optimizer() gives {type(optimizer).__name__}, but a step has its gradients "
+            "already: give a torch.optim.Optimizer whose step() needs no closure, such as SGD or Adam"
+        )
+    return optimizer
 
 
 def _plain(group: dict[str, Any]) -> dict[str, Any]:

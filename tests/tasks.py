@@ -65,6 +65,13 @@ class CoolingAdam(torch.optim.Adam):
         return loss
 
 
+class SecondOrderTask(Binary):
+    """Its optimizer evaluates the loss itself."""
+
+    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.LBFGS(module.parameters())
+
+
 class NoisyTask(Binary):
     """The binary task with noise on its logits, a falling rate, and a count for each id."""
 

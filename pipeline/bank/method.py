@@ -67,25 +67,32 @@ class BankMethod:
         known = bool((np.abs(labels_N) <= LABEL_MAX).all()) and bool((weights_N >= 0).all())
         if not known or not np.isfinite(weights_N.sum()):
             return Done(float("nan"), True)
-        with flushed_denormals(), torch.no_grad():
-            return Done(self._learn(batch.features_BC, labels_N, weights_N), False)
-
-    def _learn(self, features_BC: Float32s, labels_N: Float32s, weights_N: Float32s) -> float:
-        rows, regression = len(labels_N), self._module.regression
         begins = self._slots.step_3[0] == 0
         if begins:
+            self._standardise(batch.features_BC, weights_N)
+        with torch.no_grad():
+            said = self._ask(batch.features_BC)  # with denormals, as rows are scored: what is known has the same bits
+            with flushed_denormals():
+                loss = self._learn(said, labels_N, weights_N)
+        if not begins:  # last, so that all above saw rows as they were scored
+            self._standardise(batch.features_BC, weights_N)
+        self._said = None
+        return Done(loss, False)
+
+    def _standardise(self, features_BC: Float32s, weights_N: Float32s) -> None:
+        with flushed_denormals():
             memory.standardise(features_BC, weights_N, self._moments)
-            self._said = None
-        encoded, *said = self._ask(features_BC)
+        self._said = None
+
+    def _learn(self, asked: Said, labels_N: Float32s, weights_N: Float32s) -> float:
+        rows, regression = len(labels_N), self._module.regression
+        encoded, *said = asked
         loss, targets_N = self._judge([_view(tensor)[:rows] for tensor in said], labels_N, weights_N)
         dense_ND, rows_NG, tokens_NT, keys_NQ = (_view(tensor)[:rows] for tensor in encoded)
         history_Q, seen = _view(self._module.history_inputs()).copy(), int(self._slots.step_3[1])
         new = Rows(dense_ND, rows_NG, tokens_NT, targets_N, weights_N)
         learn(self._weights, self._slots, self._scratch, new, self._past, history_Q, regression)
         memory.remember(self._memory, keys_NQ, labels_N, weights_N, seen, regression)
-        if not begins:  # last, so that all above saw rows as they were scored
-            memory.standardise(features_BC, weights_N, self._moments)
-        self._said = None
         return loss
 
     def _judge(self, said: list[Float32s], labels_N: Float32s, weights_N: Float32s) -> tuple[float, Float32s]:

@@ -133,7 +133,7 @@ class Bank(nn.Module):
     def answers(self, dense_ND: Tensor, rows_NG: Tensor, tokens_NT: Tensor, keys_NQ: Tensor) -> Tensor:
         """What each member says: probabilities [N, K, M], or values [N, 1, M]."""
         size, heads = dense_ND.shape[0], len(LINEAR) * self.outputs
-        inputs = [dense_ND, torch.ones_like(dense_ND[:, :1])]
+        inputs = [dense_ND, torch.ones_like(keys_NQ[:, :1])]  # there may be no dense column
         if self.categories:
             inputs.insert(1, self.embedding_RA[rows_NG].flatten(1))
         if self.history:

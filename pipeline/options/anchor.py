@@ -91,6 +91,8 @@ class Ewc(Anchor):
             if parameter.grad is not None:
                 torch.square(parameter.grad, out=newest)
                 parameter.grad.addcmul_(fisher, parameter - reference, value=self._weight)
+            else:  # a module may have parts that this batch did not use
+                newest.zero_()
 
     @torch.no_grad()
     def learned(self, batch: Batch) -> None:

@@ -35,7 +35,7 @@ class ReplayConfig(Model):
 
 
 def _replay(value: Any) -> Any:
-    return {"rows": value} if isinstance(value, int) else value
+    return {"rows": value} if type(value) is int else value  # true is none
 
 
 class OptionsConfig(Model):
@@ -49,6 +49,14 @@ class OptionsConfig(Model):
     on_exceed: Literal["clip", "refuse"] = "clip"  # a gradient beyond it is scaled down, or its batch not learned
     anchor: AnchorConfig | None = None
     replay: Annotated[ReplayConfig | None, BeforeValidator(_replay)] = None
+
+    @model_validator(mode="after")
+    def _exceeds_something(self) -> OptionsConfig:
+        if self.on_exceed != "clip" and self.gradient_norm_max is None:
+            raise ValueError(
+                "on_exceed = 'refuse' needs gradient_norm_max, the norm beyond which a batch is not learned"
+            )
+        return self
 
     def options_set(self) -> list[str]:
         """The names of the options that are not as they are by default."""

@@ -36,7 +36,12 @@ def read_weights(job: JobConfig) -> dict[str, Tensor] | None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.safetensors"
         command = [sys.executable, "-m", "pipeline.options.pretrained", job.registry.tracking_uri, source, str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+        except subprocess.TimeoutExpired:
+            raise DependencyError(
+                f"learner.pretrained = {source!r} did not come from {job.registry.tracking_uri} in {_TIMEOUT_S} s"
+            ) from None
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise DependencyError(
@@ -57,6 +62,8 @@ def _read(path: Path, source: str) -> dict[str, Tensor]:
 
 def put_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str | None) -> None:
     """Gives a module all its parameters and buffers. Raises ConfigError, and changes nothing, if they do not fit."""
+    import torch
+
     wanted = module.state_dict()
     found = [f"{name} is missing" for name in wanted.keys() - weights.keys()]
     found += [f"{name} is not in the module" for name in weights.keys() - wanted.keys()]
@@ -64,8 +71,10 @@ def put_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str | 
         has, wants = tuple(weights[name].shape), tuple(wanted[name].shape)
         if has != wants:
             found.append(f"{name} has the shape {has}, not {wants}")
-        elif weights[name].is_floating_point() and not weights[name].isfinite().all():
-            found.append(f"{name} holds numbers that are not finite")
+        elif not torch.can_cast(weights[name].dtype, wanted[name].dtype):
+            found.append(f"{name} is {weights[name].dtype}, not {wanted[name].dtype}")
+        elif not weights[name].to(wanted[name].dtype).isfinite().all():
+            found.append(f"{name} holds numbers that are not finite as {wanted[name].dtype}")
     if found:
         raise ConfigError(
             f"learner.pretrained = {source!r} does not fit the module of learner.task: {'; '.join(sorted(found))}"

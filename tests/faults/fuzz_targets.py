@@ -129,7 +129,7 @@ class JobFileTarget(Target):
         self._path = folder / "job.toml"
         usual = toml(job_document(Path("state"))).encode()
         small = b'[job]\nname="a"\nstate_dir="s"\n[kafka]\n"bootstrap.servers"="b"\n[dead_letters]\ntopic="d"\n'
-        small += b"[learner]\nlearning_rate=0.01\n"
+        small += b'[learner]\nkind="mlp"\nlearning_rate=0.01\n'
         small += b'[features]\ntopic="f"\nlabel="l"\n'
         lists = small + b'numeric=["x",\n{name="y",nullable=true},]\n'
         tables = small + b'[[features.categorical]]\nname="c"\n[[features.categorical]]\nname="d"\nbuckets=8\n'

@@ -15,6 +15,7 @@ from tests.records import Log, messages_of
 from tests.stream import START_MS, Record, job_document
 
 TASKS = ("tests.tasks:NoisyTask", "binary", "regression", "multiclass")
+SMALL_MLP = {"kind": "mlp", "hidden": [8], "embedding": 2}
 PARTITIONS = 2
 GARBAGE: tuple[bytes, ...] = (b"{not json", b'{"id": 1', b"[]", b"\xff\xfe", b'{"id": "k", "ts": true}', b"")
 
@@ -79,13 +80,11 @@ class Scenario:
                 "labels_may_idle": not self.calm and rng.random() < 0.5,
             },
             "learner": {
-                "kind": "bank" if self.seed // len(TASKS) % 2 == 0 else "mlp",
+                **({"kind": "bank"} if self.seed // len(TASKS) % 2 == 0 else SMALL_MLP),
                 "task": self.task,
                 "classes": 3,
                 "batch_size": batch,
                 "batch_wait": "1ms",
-                "hidden": [8],
-                "embedding": 2,
                 "device": "cpu",
             },
             "monitor": {

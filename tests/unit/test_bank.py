@@ -33,7 +33,7 @@ WIDE, NEAREST, FREQUENT = len(LINEAR) + len(EXPERTS), len(LINEAR) + len(EXPERTS)
 
 
 def job(**learner: Any) -> JobConfig:
-    return learner_job(**{"kind": "bank", "classes": 5} | learner)
+    return learner_job(**{"kind": "bank", "hidden": [256, 128], "classes": 5} | learner)
 
 
 def bank(learner: Learner) -> Bank:
@@ -69,7 +69,10 @@ def test_a_task_of_ones_own_and_the_plain_learner_go_by_gradient_descent() -> No
         assert isinstance(Learner(config).method, Descent)
 
 
-@pytest.mark.parametrize("setting", [{"device": "cuda"}, {"precision": "bfloat16"}, {"compile": True}])
+@pytest.mark.parametrize(
+    "setting",
+    [{"device": "cuda"}, {"cuda_graphs": True}, {"precision": "bfloat16"}, {"compile": True}],
+)
 def test_what_only_the_plain_learner_can_is_refused(setting: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"learner\.kind = 'bank' learns on a CPU.* set learner\.kind = 'mlp'"):
         job(**setting)
@@ -116,6 +119,20 @@ def test_what_was_just_said_is_not_asked_again_and_that_changes_no_bit(
             learner.step(batch(seed))
         assert digest(left) == digest(right)
     assert len(asked) == 9  # the first step asks again: it standardises first
+
+
+def test_nor_where_numbers_are_too_small_for_a_step() -> None:
+    digests = []
+    for asks in (True, False):
+        learner, random = Learner(job()), np.random.default_rng(0)
+        for seed in range(20):
+            made = batch(seed)
+            made.features_BC[:, 0] = np.where(random.random(SIZE) < 0.5, 0, random.random(SIZE) * 2e-39)  # denormal
+            if asks:
+                learner.score(made.features_BC)
+            learner.step(made)
+        digests.append(digest(learner))
+    assert digests[0] == digests[1]
 
 
 @pytest.mark.parametrize(("name", "poison"), [("labels_B", np.inf), ("labels_B", 1e38), ("weights_B", np.inf)])
@@ -272,6 +289,20 @@ def test_the_hashed_table_learns_what_two_columns_say_together() -> None:
     assert (answers(learner, now.features_BC)[:, :, WIDE].argmax(axis=1) == now.labels_B).all()
 
 
+@pytest.mark.parametrize("only", ["numeric", "categorical"])
+def test_columns_of_one_kind_are_enough(only: str) -> None:
+    document = job().model_dump()
+    document["features"] |= {"numeric": [], "categorical": []}
+    document["features"][only] = [{"name": "a"}, {"name": "b"}]
+    learner, random = Learner(JobConfig.model_validate(document)), np.random.default_rng(0)
+    for _ in range(60):
+        made = batch()
+        features = random.integers(1, 3, (SIZE, 2)).astype(np.float32)
+        step = Batch(features, features[:, 0] - 1, *(getattr(made, n) for n in Batch.__slots__[2:]))
+        learner.step(step)
+    assert ((learner.score(features)[:, 0] > 0.5) == step.labels_B).all()
+
+
 def test_experts_that_see_the_newest_labels_know_what_repeats() -> None:
     learner, random = Learner(job(batch_size=2)), np.random.default_rng(0)
     label, right = 0, []
@@ -316,7 +347,10 @@ def test_with_many_columns_and_many_classes_tables_stay_small() -> None:
 def test_killed_and_resumed_is_the_same_run_and_every_version_is_rebuilt_and_is_what_was_scored(
     task: str, tmp_path: Path
 ) -> None:
-    tables = {"learner": {"kind": "bank", "task": task, "classes": 3}, "snapshot": {"anchor_every": "200 rows"}}
+    tables = {
+        "learner": {"kind": "bank", "hidden": [256, 128], "task": task, "classes": 3},
+        "snapshot": {"anchor_every": "200 rows"},
+    }
     config = stream_job(tmp_path / "state", **tables)
     straight = Trainer(config, MemoryStore(), topics(config, ROWS)).run()
     store, found = MemoryStore(), topics(config, ROWS)

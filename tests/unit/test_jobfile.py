@@ -75,7 +75,7 @@ def test_flags_win_over_the_environment_which_wins_over_the_file(job_file: Path)
     ("override", "path", "expected"),
     [
         ("learner.batch_size=512", "learner.batch_size", 512),
-        ("learner.hidden=[8, 4]", "learner.hidden", (8, 4)),
+        ("on_drift.rewarm=['concept', 'feature']", "on_drift.rewarm", ("concept", "feature")),
         ("monitor.drift=false", "monitor.drift", False),
         ("join.window=48h", "join.window", 48 * 3_600_000),
         ('job.name="7"', "job.name", "7"),

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from consumers.batch import Batch
+from consumers.errors import ConfigError
 from pipeline.config import JobConfig
 from pipeline.learner import Learner
 
@@ -170,3 +171,8 @@ def test_on_cuda_the_same_steps_give_the_same_bits() -> None:
             learner.step(batch(seed))
         digests.append(digest(learner))
     assert digests[0] == digests[1]
+
+
+def test_an_optimizer_that_evaluates_the_loss_itself_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"its optimizer\(\) gives LBFGS.* needs no closure"):
+        Learner(job(task="tests.tasks:SecondOrderTask"))

@@ -17,6 +17,7 @@ from consumers.errors import ConfigError
 from consumers.record import Partition
 from pipeline.checks import TaskChecks, digest
 from pipeline.learner import Learner
+from pipeline.options.anchor import Ewc
 from pipeline.options.config import ReplayConfig
 from pipeline.options.pretrained import read_weights
 from pipeline.options.replay import Replay
@@ -302,7 +303,11 @@ def test_standardisers_see_a_replayed_row_once() -> None:
         ({"anchor": {"kind": "l2_init", "weight": 1, "every": 5}}, "anchor.every is not for"),
         ({"kind": "bank", "average": 0.9}, "average is for models that learn by gradient descent: set learner.kind"),
         ({"kind": "bank", "pretrained": "w"}, "pretrained is for models that learn by gradient descent"),
+        ({"kind": "bank"}, "hidden is for models that learn by gradient descent"),
+        ({"kind": "bank", "hidden": (256, 128), "learning_rate": 0.1}, "learning_rate is for models that learn by"),
         ({"average": 1.0}, "less than 1"),
+        ({"replay": True}, "valid dictionary"),
+        ({"on_exceed": "refuse"}, "on_exceed = 'refuse' needs gradient_norm_max"),
         ({"on_exceed": "ignore"}, "'clip' or 'refuse'"),
     ],
 )
@@ -353,7 +358,9 @@ def test_a_run_begins_with_them_and_goes_on_without_the_file(tmp_path: Path) -> 
         ({"1.weight": None}, r"does not fit the module of learner\.task: 1\.weight is missing$"),
         ({"8.weight": torch.zeros(3)}, r"8\.weight is not in the module$"),
         ({"1.bias": torch.zeros(3)}, r"1\.bias has the shape \(3,\), not \(16,\)$"),
-        ({"1.bias": torch.full((16,), torch.nan)}, r"1\.bias holds numbers that are not finite$"),
+        ({"1.bias": torch.full((16,), torch.nan)}, r"1\.bias holds numbers that are not finite as torch\.float32$"),
+        ({"1.bias": torch.full((16,), 1e300, dtype=torch.float64)}, r"1\.bias holds numbers that are not finite as"),
+        ({"1.bias": torch.zeros(16, dtype=torch.complex64)}, r"1\.bias is torch\.complex64, not torch\.float32$"),
     ],
 )
 def test_pretrained_weights_that_do_not_fit_are_an_error(
@@ -369,3 +376,13 @@ def test_a_file_that_holds_no_weights_is_an_error(tmp_path: Path) -> None:
     for name in ("w", "none"):
         with pytest.raises(ConfigError, match="cannot be read as a safetensors file"):
             read_weights(job(pretrained=str(tmp_path / name)))
+
+
+def test_what_a_batch_did_not_use_matters_no_more_for_it() -> None:
+    layer = torch.nn.Linear(1, 1, bias=False)
+    held = Ewc(layer, weight=1.0, every=10**6)
+    for gradient in (torch.ones(1, 1), None):
+        layer.weight.grad = gradient
+        held.pull()
+        held.learned(batch())
+    assert held.state()["squares.0"] == [[1.0]]

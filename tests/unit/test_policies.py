@@ -85,7 +85,7 @@ def test_a_rewarmed_optimizer_has_forgotten_earlier_gradients(tmp_path: Path) ->
 
 
 def test_a_rewarmed_bank_listens_to_every_member_again(tmp_path: Path) -> None:
-    state = state_of(tmp_path, {"learner": {"kind": "bank"}}, rewarm=["concept"])
+    state = state_of(tmp_path, {"learner": {"kind": "bank", "hidden": [256, 128]}}, rewarm=["concept"])
     batch, mixture_M = next(iter(full_batches(state))), state.learner.weights()["mixture_M"]
     for _ in range(5):
         state.learner.step(batch)
