@@ -21,7 +21,8 @@ def react(state: State, alarm: Alarm) -> None:
     config, done = state.job.on_drift, []
     if alarm.family in config.version:
         state.owe_version()
-        done.append("version")
+        if state.owed.version_due:  # else nothing was learned since the last one
+            done.append("version")
     if alarm.family in config.hold_promotion:
         state.held_until = state.trained + config.hold_rows
         done.append("hold_promotion")
