@@ -95,13 +95,22 @@ class RunConfig(Model):
 _OF_THE_MLP = ("hidden", "embedding", "learning_rate")
 
 
+BANK_BATCH_SIZE = 256
+"""Its batches are learned eight rows at a time, so their size is one of blocks that are scored: larger ones leave the
+processor's caches, and at the head of a stream every short span is scored as a whole block."""
+
+
+def _is_bank(kind: str, task: str) -> bool:
+    return kind == "bank" and task in BUILT_IN_TASKS
+
+
 class LearnerConfig(OptionsConfig):
     """`[learner]`: the task, who learns it, the settings of the plain MLP, and the options of gradient descent."""
 
     kind: Literal["bank", "mlp"] = "bank"  # of built-in tasks: the bank of experts, or one MLP and Adam
     task: Annotated[str, AfterValidator(_check_task)] = "binary"
     classes: int = Field(default=2, ge=2, le=4096)
-    batch_size: int = Field(default=1024, ge=2, le=2**20)
+    batch_size: int = Field(default=1024, ge=2, le=2**20)  # of the bank: BANK_BATCH_SIZE, if it is left out
     batch_wait: DurationMs = 1000
     hidden: tuple[int, ...] = (256, 128)  # this and the next two: the MLP's; a task of one's own may use them
     embedding: int = Field(default=8, ge=1, le=1024)
@@ -112,10 +121,16 @@ class LearnerConfig(OptionsConfig):
     compile: bool = False  # forward and loss of the step, by torch.compile; scoring stays as it is published
     cuda_graphs: bool = False  # on CUDA: see `pipeline.cuda`; on a CPU it changes nothing
 
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_batch_size(cls, given: Any) -> Any:
+        bank = isinstance(given, dict) and _is_bank(given.get("kind", "bank"), given.get("task", "binary"))
+        return {"batch_size": BANK_BATCH_SIZE, **given} if bank else given
+
     @property
     def is_bank(self) -> bool:
         """Whether the bank of experts learns: built-in tasks only, as it brings loss and steps of its own."""
-        return self.kind == "bank" and self.task in BUILT_IN_TASKS
+        return _is_bank(self.kind, self.task)
 
     @model_validator(mode="after")
     def _options_fit(self) -> LearnerConfig:

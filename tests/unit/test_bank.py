@@ -14,7 +14,7 @@ from consumers.record import Command, Float32s
 from pipeline.bank import mixture
 from pipeline.bank.experts import EXPERTS, HIDDEN, L2_EXPERT, LINEAR, MIXERS, TRAINED
 from pipeline.bank.module import MEMORY, Bank
-from pipeline.config import JobConfig
+from pipeline.config import JobConfig, LearnerConfig
 from pipeline.descent import Descent
 from pipeline.learner import Learner
 from pipeline.registry import MLflowRegistry
@@ -369,3 +369,11 @@ def test_killed_and_resumed_is_the_same_run_and_every_version_is_rebuilt_and_is_
     assert made.tolerance == 0
     registry = MLflowRegistry(f"sqlite:///{tmp_path}/mlflow.db", None, tmp_path / "scratch")
     assert registry.register(made) == 1  # exports, loads back, compares bit for bit
+
+
+@pytest.mark.parametrize(
+    ("given", "rows"),
+    [({}, 256), ({"batch_size": 64}, 64), ({"kind": "mlp"}, 1024), ({"task": "examples.custom_task:GatedTask"}, 1024)],
+)
+def test_batches_are_small_where_their_size_is_that_of_scored_blocks(given: dict[str, Any], rows: int) -> None:
+    assert LearnerConfig.model_validate(given).batch_size == rows
