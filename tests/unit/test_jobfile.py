@@ -58,7 +58,7 @@ def test_a_job_file_is_enough(job_file: Path) -> None:
     job = load(job_file, environment={})
     assert job.job.name == "flights"
     assert [column.nullable for column in job.features.numeric] == [False, True]
-    assert job.learner.batch_size == 1024
+    assert job.learner.batch_size == 256
 
 
 def test_a_relative_state_directory_stays_relative_to_the_working_directory(job_file: Path) -> None:
