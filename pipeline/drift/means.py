@@ -142,12 +142,13 @@ class Means:
 
     def restart(self, reference_min: int = REFERENCE_MIN) -> None:
         """Forgets all rows, and tests nothing before there are so many blocks to compare with, but soon in any case."""
-        for array in self.state().values():
+        for array in (*self.state().values(), self._variance_D, self._blocks_D, self.beyond_D):
             array[...] = 0
         always = _REFERENCE_MAX // 2 - int(_WINDOWS[-1])  # so many there are even when all has just been halved
         self._counters[_LEAST] = min(reference_min, always)
 
     def state(self) -> Arrays:
+        """All but what each block computes anew."""
         return {
             "sums": self.sums_D,
             "ring": self._ring_RD,
@@ -155,9 +156,6 @@ class Means:
             "strayed": self._strayed_WD,
             "seen": self._seen_W,
             "counters": self._counters,
-            "variance": self._variance_D,
-            "blocks": self._blocks_D,
-            "beyond": self.beyond_D,
         }
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:

@@ -20,12 +20,14 @@ from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from safetensors.numpy import load, save
 
 from consumers.errors import EvertrainError, TooMuchBadInput
 from consumers.record import Command, Entry
+from pipeline import history
 from pipeline.config import JobConfig
 from pipeline.image import weights_sha256
 from pipeline.learner import Learner
@@ -40,6 +42,7 @@ from tests.records import messages_of
 
 SEEN = set(MANIFEST) - {"state_sha256", "cursor"}
 WHERE = {"topic", "topic_id", "partition"}  # a cursor's line has these, and the fields of a position
+DRIFT = re.compile(r"monitor\.(delay_)?(adwin|drift|inputs|input_means|outcomes|outcome_means|psi|reference)\.")
 SLABS = re.compile(r"slab\.(\d+)\.\d+\.(\w+)")
 ERRORS = (EvertrainError, KeyError, ValueError, AssertionError, RuntimeError, IndexError)
 
@@ -104,7 +107,11 @@ class Story:
                 shown["held"].append(str(error))
                 break
             if state.owed.version_due:
-                shown["versions"].append([state.trained, state.trained_ms, weights_sha256(state.learner.weights())])
+                weights = weights_sha256(state.learner.weights())
+                held = state.trained < state.held_until
+                shown["versions"].append(
+                    [state.trained, state.trained_ms, weights, held, state.history.document()["points"]]
+                )
                 self._commit(snapshots, state, shown)
         self._commit(snapshots, state, shown)
         snapshots.wait()
@@ -143,7 +150,8 @@ class Parts:
         """Every field, and the arrays, or the keys of the document, that it is made of."""
         found: dict[str, list[Any]] = {}
         for name in self._all():
-            found.setdefault(_field(name), []).append(name)
+            if not DRIFT.match(name):
+                found.setdefault(_field(name), []).append(name)
         found = {field: names for field, names in found.items() if any(self._all()[name].size for name in names)}
         for key, value in self.document.items():
             for inner in value if isinstance(value, dict) else [None]:
@@ -263,11 +271,15 @@ def _broken_producer() -> Scenario:
 
 
 def examine() -> Iterator[tuple[str, str | None]]:
-    """Each field of S, and what missed it: None if nothing did."""
+    """Each field of S, and what missed it: None if nothing did.
+
+    What looks for drift needs longer streams: of its own state tests/unit/test_families.py shows the same.
+    """
     told = list(stories())
-    fields = dict.fromkeys(field for story in told for field in Parts(story.store, 1).fields())
-    for field in fields:
-        yield field, next((missed for story in told if (missed := _missed(story, field))), None)
+    with patch.object(history, "POINTS_MAX", 4):  # so that these short runs have more
+        fields = dict.fromkeys(field for story in told for field in Parts(story.store, 1).fields())
+        for field in fields:
+            yield field, next((missed for story in told if (missed := _missed(story, field))), None)
 
 
 def _missed(story: Story, field: str) -> str | None:

@@ -24,6 +24,7 @@ MANIFEST = (
     "time_ms",
     "trained_ms",
     "alarms",
+    "promotion_held",
 )
 
 

@@ -15,6 +15,7 @@ from tests.records import Log, messages_of
 from tests.stream import START_MS, Record, job_document
 
 TASKS = ("tests.tasks:NoisyTask", "binary", "regression", "multiclass")
+BANK = {"kind": "bank", "hidden": [256, 128]}
 SMALL_MLP = {"kind": "mlp", "hidden": [8], "embedding": 2}
 PARTITIONS = 2
 GARBAGE: tuple[bytes, ...] = (b"{not json", b'{"id": 1', b"[]", b"\xff\xfe", b'{"id": "k", "ts": true}', b"")
@@ -80,7 +81,7 @@ class Scenario:
                 "labels_may_idle": not self.calm and rng.random() < 0.5,
             },
             "learner": {
-                **({"kind": "bank"} if self.seed // len(TASKS) % 2 == 0 else SMALL_MLP),
+                **(BANK if self.seed // len(TASKS) % 2 == 0 and self.task != TASKS[0] else SMALL_MLP),
                 "task": self.task,
                 "classes": 3,
                 "batch_size": batch,
@@ -96,6 +97,7 @@ class Scenario:
                 "psi_threshold": 0.02,
                 "adwin_delta": 0.5,
             },
+            "on_drift": {"hold_promotion": ["concept", "feature"], "hold_rows": 100, "rewarm": ["concept"]},
             "snapshot": {
                 "every": f"{rng.choice((16, 64, 128))} rows",
                 "anchor_every": f"{rng.choice((100, 300))} rows",

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from consumers.batch import Batch
 from consumers.config import FeaturesConfig
+from consumers.errors import EvertrainError
 from pipeline.config import MonitorConfig
 from pipeline.drift import FAMILIES, Alarm
 from pipeline.drift.inputs import Inputs
 from pipeline.drift.means import BLOCK_ROWS, SHARE, UNIT, Means
 from pipeline.drift.watch import Drift
+from pipeline.quality import Arrays
 
 ROWS, CHANGE = 12_000, 8000
 NUMERIC = 4
@@ -32,6 +36,7 @@ class Rows:
     def __init__(self, kind: str = "binary", seed: int = 0) -> None:
         rng = self.rng = np.random.default_rng(seed)
         self.kind = kind
+        self.reference_rows = 10_000  # of PSI
         self.x = rng.normal(size=(ROWS, NUMERIC))
         self.x[:, 1] = 0.6 * self.x[:, 0] + 0.8 * self.x[:, 1]
         self.c = rng.integers(1, 9, ROWS)
@@ -78,7 +83,7 @@ class Rows:
         return found
 
     def drift(self) -> Drift:
-        return Drift(MonitorConfig(), self.kind, 3, FEATURES)
+        return Drift(MonitorConfig(reference_rows=self.reference_rows), self.kind, 3, FEATURES)
 
 
 def mean(rows: Rows) -> None:
@@ -107,6 +112,11 @@ def category(rows: Rows) -> None:
 
 def concept(rows: Rows) -> None:
     rows.truth[rows.new] *= -1
+
+
+def worse(rows: Rows) -> None:  # a part of it, then all of it
+    rows.truth[rows.new & (rows.rng.random(ROWS) < 0.35)] *= -1
+    rows.truth[CHANGE + 2000 :] *= -1
 
 
 def label(rows: Rows) -> None:
@@ -258,3 +268,52 @@ def test_where_rows_are_booked_apart_from_what_is_learned_a_change_is_dated_as_w
     known, thinned = found
     assert (thinned.event_time, thinned.since_time) == (known.event_time, known.since_time)
     assert 0 < thinned.since_row <= thinned.row < known.row
+
+
+def test_each_array_of_the_state_is_missed_when_it_is_dropped() -> None:
+    """One that nothing misses need not be stored. Dropped, it is as in a new monitor; what misses it are others."""
+    needed: dict[tuple[str, str], bool] = {}
+    changes = [(change, "binary") for change, _, _ in CHANGES.values()]
+    for change, kind in [*changes, (worse, "binary"), (concept, "multiclass"), (concept, "regression")]:
+        rows = Rows(kind)
+        change(rows)
+        rows.reference_rows = 1500
+        batches = rows.batches([*range(0, int(rows.keep.sum()), 100)])
+        for cut in (3, *(CHANGE // 100 + past for past in (-1, 1, 2, 3, 8))):
+            saved = _copied(_watched(rows.drift(), batches[:cut])[0].state())
+            whole = _seen(rows, saved, batches[cut:])
+            for part, at in [(part, at) for part, arrays in saved.items() for at in arrays]:
+                same_class = ("means" if part.endswith("means") else part.removeprefix("delay_"), at)
+                if not needed.get(same_class):
+                    dropped = _copied(saved)
+                    dropped[part][at] = _like_new(rows.drift().state()[part].get(at), dropped[part][at])
+                    needed[same_class] = _differ(_seen(rows, dropped, batches[cut:]), whole, but=f"{part}.{at}")
+    assert [field for field, missed in needed.items() if not missed] == []
+
+
+def _watched(drift: Drift, batches: list[tuple[Batch, int, int]]) -> tuple[Drift, list[Alarm]]:
+    return drift, [alarm for batch in batches for alarm in drift.observe(*batch)]
+
+
+def _seen(rows: Rows, state: dict[str, Arrays], batches: list[tuple[Batch, int, int]]) -> dict[str, bytes]:
+    """What comes of a run that goes on from a state: metrics, alarms, and its state in the end. Or why it cannot."""
+    drift = rows.drift()
+    try:
+        drift.restore(state)
+        seen = repr((drift.point(), _watched(drift, batches)[1], drift.point()))
+    except (EvertrainError, ValueError, IndexError, ArithmeticError, RuntimeWarning) as error:
+        return {"error": repr(error).encode()}
+    end = {f"{part}.{at}": array.tobytes() for part, arrays in drift.state().items() for at, array in arrays.items()}
+    return {**end, "seen": seen.encode()}
+
+
+def _differ(one: dict[str, bytes], other: dict[str, bytes], but: str) -> bool:
+    return any(one.get(name) != value for name, value in other.items() if name != but)
+
+
+def _copied(state: dict[str, Arrays]) -> dict[str, Arrays]:
+    return {part: {at: array.copy() for at, array in arrays.items()} for part, arrays in state.items()}
+
+
+def _like_new(new: npt.NDArray[Any] | None, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return new.copy() if new is not None and new.shape == array.shape else np.zeros_like(array)
