@@ -80,9 +80,10 @@ class Effects:
         if address and (alarms := self._owed(manifest, "alarms")):
             from pipeline.webhook import post
 
-            for number, alarm in enumerate(json.loads(alarms)):
-                identity = {"id": f"{manifest['snapshot_id']}-{number}", "name": manifest["name"]}
-                post(address, {**identity, "lineage": manifest["lineage"], **alarm})
+            lineage = manifest["lineage"]
+            for alarm in json.loads(alarms):
+                identity = f"{lineage}-{alarm['row']}-{alarm['family']}"  # at a row a family has one alarm at most
+                post(address, {"id": identity, "name": manifest["name"], "lineage": lineage, **alarm})
 
     def mirror(self, manifest: Manifest) -> None:
         """Brings the mirror up to date: at each anchor, and once in the life of this process."""

@@ -84,6 +84,7 @@ MAPPED = {
     "monitor": {"every": "4000 rows", "window": 1000, "reference_rows": 2000, "frozen_after": 2000},
     "snapshot": {"anchor_every": "6000 rows"},
     "registry": {"register_every": "5000 rows"},
+    "on_drift": {"webhook": "http://nobody"},
 }
 """Slabs that are mapped from their files: the memory has room for three of each side."""
 
@@ -94,10 +95,11 @@ SMALL = {
     "monitor": {"every": "50 rows", "window": 100, "reference_rows": 100, "frozen_after": 32},
     "snapshot": {"anchor_every": "40 rows"},
     "registry": {"register_every": "80 rows"},
+    "on_drift": {"webhook": "http://nobody"},
 }
 """Snapshots of a few kilobytes, for thousands of them."""
 
-OWED = {"dead_letters": "dead_letters", "metrics": "points", "registry": "version"}
+OWED = {"dead_letters": "dead_letters", "metrics": "points", "registry": "version", "alarms": "alarms"}
 """Sinks, and under which name a snapshot owes them something."""
 
 Note = Callable[[str], None]
@@ -251,6 +253,9 @@ def effects(store: LocalStore, manifest: Manifest, sink: str) -> list[tuple[str,
     if sink == "metrics":
         points = json.loads(store.get(owed))
         return [(f"point-{point['step']}", json.dumps(point, sort_keys=True)) for point in points]
+    if sink == "alarms":
+        alarms = json.loads(store.get(owed))
+        return [(f"alarm-{alarm['row']}-{alarm['family']}", json.dumps(alarm, sort_keys=True)) for alarm in alarms]
     store.verify(owed)
     return [(f"version-{manifest['snapshot_id']}", f"{owed} {manifest['weights_sha256']} {manifest['rows_trained']}")]
 

@@ -248,6 +248,6 @@ def test_a_webhook_gets_an_alarm_until_it_takes_it(tmp_path, kafka_mock):
     finally:
         trainer.releaser.close()
         webhook.stop()
-    expected = {"id": f"{LINEAGE}-1-0", "name": "told", "lineage": LINEAGE, "family": "concept", "row": 7}
-    assert webhook.got == [(f"{LINEAGE}-1-0", {**expected, "done": ["rewarm"]})] * 2
+    expected = {"id": f"{LINEAGE}-7-concept", "name": "told", "lineage": LINEAGE, "family": "concept", "row": 7}
+    assert webhook.got == [(f"{LINEAGE}-7-concept", {**expected, "done": ["rewarm"]})] * 2
     assert any("on_drift.webhook answered 503" in line for line in lines)
