@@ -19,6 +19,7 @@ import pipeline.deadletter
 import pipeline.registry
 import pipeline.release
 import pipeline.releaser
+import pipeline.report
 import pipeline.run
 import pipeline.telemetry
 from consumers.codecs import build_codec
@@ -55,6 +56,7 @@ def move_in() -> None:
     pipeline.deadletter.commit_offsets = world.commit_offsets
     pipeline.registry.import_mlflow = world.mlflow
     pipeline.registry.MLflowRegistry._export = world.export
+    pipeline.report.draw = world.draw
     pipeline.run.Releaser = ForkedReleaser
     # A life is some hundredths of a second: what waits for seconds would never come to pass.
     pipeline.telemetry.INTERVAL_S = 0.02
@@ -212,7 +214,7 @@ class Ledger(Backlog):
 
     def __init__(self, lines: list[Line], *args: Any) -> None:
         super().__init__(*args)
-        self._lines = lines
+        self._lines = [line for line in lines if line[0] != "drift"]
         self._sealed = False
 
     def entries(self, positions: Mapping[Partition, Position]) -> Iterator[Entry | Wait]:
