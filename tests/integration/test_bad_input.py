@@ -388,7 +388,7 @@ def test_a_task_with_weights_trains_to_the_end_and_its_version_scores_as_the_tra
         features={"topic": names[0], "weight": "w"},
         labels={"topic": names[1]},
         dead_letters={"topic": names[2]},
-        learner={"task": task, "classes": 3, "device": "cpu"},
+        learner={"task": task, "classes": 3, "learning_rate": 0.02, "device": "cpu"},
         snapshot={"every": "1000 rows", "keep": 100},
         registry={"register_every": "2000 rows"},
     )
