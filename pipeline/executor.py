@@ -201,6 +201,13 @@ class Done:
     refused: bool
 
 
+def fill_block(block_BC: Tensor, features_NC: Float32s) -> None:
+    """Makes rows the block that every forward uses, the rest zeros: then memory alignment cannot change a bit."""
+    rows, values_BC = len(features_NC), block_BC.numpy()
+    values_BC[:rows] = features_NC
+    values_BC[rows:] = 0
+
+
 class Eager:
     """An `Executor` that runs operation by operation and waits for each result."""
 
@@ -255,9 +262,5 @@ class Eager:
         return torch.from_numpy(column_B).to(self._device)
 
     def _block(self, features_NC: Float32s) -> Tensor:
-        """Rows as the block that every forward uses, so that memory alignment cannot change a bit."""
-        rows = len(features_NC)
-        block_BC = self._block_BC.numpy()
-        block_BC[:rows] = features_NC
-        block_BC[rows:] = 0
+        fill_block(self._block_BC, features_NC)
         return self._block_BC.to(self._device)

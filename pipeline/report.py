@@ -24,6 +24,7 @@ _PANELS = (  # what is drawn of classes, or else of values
     (("mae", "MAE"), ("rmse", "RMSE")),
 )
 _COLORS = {"live": "#1f6f8b", "frozen": "#b0b0b0"}
+_ALARM = "#c0392b"
 _CSS = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 img { width: 100% } table { border-collapse: collapse; width: 100%; font-size: 13px }
@@ -52,6 +53,7 @@ def draw(path: Path, alarms: Sequence[Mapping[str, Any]], points: Sequence[Mappi
     from matplotlib.figure import Figure
 
     panels = [panel for group in _PANELS for panel in group if _course(points, f"live/{panel[0]}_recent")[0]]
+    began = [_date(alarm["since_time"]) for alarm in alarms]
     families = list(dict.fromkeys(alarm["family"] for alarm in alarms))
     heights = [2.0] * len(panels) + [0.5 + 0.25 * max(len(families), 1)]
     figure = Figure(figsize=(11, sum(heights) + 0.6), layout="constrained")
@@ -62,13 +64,11 @@ def draw(path: Path, alarms: Sequence[Mapping[str, Any]], points: Sequence[Mappi
             times, values = _course(points, f"{who}/{metric}_recent")
             if times:
                 axis.plot(times, values, color=color, label=who)
-        for alarm in alarms:
-            axis.axvline(_date(alarm["since_time"]), color="#c0392b", alpha=0.25, linewidth=0.8)
+        axis.vlines(began, 0, 1, transform=axis.get_xaxis_transform(), color=_ALARM, alpha=0.25, linewidth=0.8)
         axis.set_title(f"{title}, recent rows", loc="left", fontsize=10)
         axis.legend(loc="upper left", frameon=False, fontsize=9)
     last = axes[-1]
-    for alarm in alarms:
-        last.plot(_date(alarm["since_time"]), families.index(alarm["family"]), "|", color="#c0392b", markersize=10)
+    last.plot(began, [families.index(alarm["family"]) for alarm in alarms], "|", color=_ALARM, markersize=10)
     last.set_title("alarms, where each change began", loc="left", fontsize=10)
     last.set_yticks(range(len(families)), families)
     last.set_ylim(max(len(families), 1) - 0.5, -0.5)

@@ -19,7 +19,7 @@ from pipeline.bank.kernels import REPLAYED, SUB_BATCH, learn
 from pipeline.bank.module import EMBEDDING, Bank
 from pipeline.config import JobConfig
 from pipeline.device import flushed_denormals
-from pipeline.executor import Done, Outcome
+from pipeline.executor import Done, Outcome, fill_block
 from pipeline.task import Scorer
 
 LABEL_MAX = 1e18  # its square is still a float32
@@ -120,10 +120,7 @@ class BankMethod:
         return self._said
 
     def _fill(self, features_NC: Float32s) -> Tensor:
-        """Rows as the block that every forward uses, so that memory alignment cannot change a bit."""
-        rows, block_BC = len(features_NC), self._block_BC.numpy()
-        block_BC[:rows] = features_NC
-        block_BC[rows:] = 0
+        fill_block(self._block_BC, features_NC)
         self._said = None
         return self._block_BC
 

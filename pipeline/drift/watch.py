@@ -43,9 +43,7 @@ _EFFECT_MIN = {LABEL: 0.0, PREDICTION: 0.1, CALIBRATION: 0.05}
 
 _OCTAVES_MIN = 0.5  # of labels' delays: rows of a batch share much of theirs, so a window holds few of them
 
-_OCTAVES_DEVIATION = (
-    2.0  # at least: where all delays are alike, others shall still lie within the 4 that are told apart
-)
+_OCTAVES_DEVIATION = 2.0  # at least: where all delays are alike, others still lie within the 4 that are told apart
 
 _QUIET, _RISE_WAITS, _OUTCOME_WAITS = range(3)  # slots of `counters`
 
