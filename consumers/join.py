@@ -77,6 +77,7 @@ class Join:
         self.watermark = NEVER
         self.filled_in = 0  # examples that expiry has filled in
         self.assumed = 0  # examples that are not final
+        self._unscored = 0  # feature rows, the newest ones
         self.counts_PO: Int64s = np.zeros((partitions, len(Outcome)), np.int64)
 
     @property
@@ -97,7 +98,8 @@ class Join:
             side: which side of the join the span's topic feeds.
             partition: the row of `counts_PO` that counts these events.
             events: N rows.
-            scores_NS: their scores, tombstones included; None for labels.
+            scores_NS: their scores, tombstones included; None for labels, and for features that get theirs later: see
+                `unscored`. Such features must fit the open slab (`fits`).
 
         Yields:
             The examples, in the order of the events that completed them: each time before a new slab is begun, for
@@ -109,14 +111,18 @@ class Join:
         rows, count, done = _event_rows(events), len(events), 0
         found = Findings.room(count)
         kept: dict[str, npt.NDArray[Any]] = {}
+        if side is Side.FEATURES:
+            kept = {"features": events.features_NC, "weight": events.weight_N}
         if scores_NS is not None:
-            kept = {"features": events.features_NC, "weight": events.weight_N, "scores": scores_NS}
+            kept["scores"] = scores_NS
         while done < count:
             if mine.reserve(min(count - done, mine.slab_rows)):
                 self._spill()
             first = mine.next_row
             done, stored, matched = kernel(mine.rows, theirs.rows, rows, done, partition, rules, self.counts_PO, found)
             mine.store(first, found.inserted_N[:stored], kept)
+            if side is Side.FEATURES and scores_NS is None:
+                self._unscored += stored
             if matched:
                 yield Examples(
                     found.feature_N[:matched],
@@ -128,6 +134,28 @@ class Join:
             if done < count:
                 self._make_room(side)
                 mine.open_slab()
+
+    def fits(self, rows: int) -> bool:
+        """Whether the open slab of features takes so many rows more."""
+        return self._tables[Side.FEATURES].room >= rows
+
+    def lacks_scores(self, examples: Examples) -> bool:
+        """Whether one of them has no scores yet."""
+        start, stop = self._unscored_rows()
+        return start < stop and bool(((examples.row_N >= start) & (examples.row_N < stop)).any())
+
+    def unscored(self) -> tuple[Float32s, Float32s]:
+        """Features [N, C] without scores, and where these belong [N, S]: views, valid until the next `apply`."""
+        rows, columns = slice(*self._unscored_rows()), self._tables[Side.FEATURES].columns
+        return columns["features"][rows], columns["scores"][rows]
+
+    def scored(self, rows: int) -> None:
+        """The first `rows` of the rows that had no scores have theirs."""
+        self._unscored -= rows
+
+    def _unscored_rows(self) -> tuple[int, int]:
+        stop = self._tables[Side.FEATURES].next_row
+        return stop - self._unscored, stop
 
     def advance(self, watermark: int) -> Iterator[Examples]:
         """Expires what waited for longer than the window, then drops slabs that lie wholly behind it.

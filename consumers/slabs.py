@@ -122,6 +122,11 @@ class SlabTable:
         """Physical row that the next insert takes."""
         return int(self.rows.cursor_6[NEXT])
 
+    @property
+    def room(self) -> int:
+        """Rows that the open slab still takes."""
+        return int(self.rows.cursor_6[END] - self.rows.cursor_6[NEXT])
+
     def bounds(self, slab: int) -> tuple[int, int]:
         """Physical rows [start, stop) of a slab that have been filled."""
         start = slab * self.slab_rows

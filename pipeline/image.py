@@ -31,6 +31,7 @@ class Image:
     @classmethod
     def of(cls, state: State, topic_ids: Mapping[str, str]) -> Image:
         """All of S but the ledger and what is owed, which a commit seals."""
+        state.fill_scores()
         arrays = {f"learner.{name}": array for name, array in state.learner.state().items()}
         arrays |= {f"batch.{name}": array for name, array in state.batcher.state().items()}
         if state.delayed:

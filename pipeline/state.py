@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from consumers.batch import Batch, Batcher, Examples
-from consumers.errors import BalanceError, TooMuchBadInput
+from consumers.errors import BalanceError
 from consumers.join import Join, Outcome
 from consumers.record import (
     NEVER,
@@ -27,7 +27,8 @@ from consumers.record import (
     Span,
     Tick,
 )
-from pipeline.config import Cadence, DeadLettersConfig, JobConfig
+from pipeline.bad_input import BadInput
+from pipeline.config import Cadence, JobConfig
 from pipeline.delayed import Delayed
 from pipeline.history import History
 from pipeline.identity import recorded
@@ -84,6 +85,11 @@ class State:
 
     def apply(self, entry: Entry) -> Iterator[Batch]:
         """Applies one entry and yields each batch that it fills. Raises TooMuchBadInput before anything changed."""
+        for batch in self._apply(entry):
+            self.fill_scores()  # the batch is learned next
+            yield batch
+
+    def _apply(self, entry: Entry) -> Iterator[Batch]:
         if isinstance(entry, Span):
             self.bad_input.check(entry)
             self.ledger.append(["span", self._index[entry.partition], entry.start, entry.stop])
@@ -114,16 +120,39 @@ class State:
         self.skipped_P[index] += span.skipped
         if span.rejects.num_rows:
             self.owed.letters.append(Letters(span.partition, _copied(span.rejects)))
-        scores_NS = self.learner.score(events.features_NC) if side is Side.FEATURES else None
+        scores_NS = None
+        if side is Side.FEATURES and not self.join.fits(
+            len(events)
+        ):  # a batch may be learned before the last row is in
+            self.fill_scores()
+            scores_NS = self.learner.score(events.features_NC)
         self.positions[span.partition].take(span)
         for examples in self.join.apply(side, index, events, scores_NS):
             if side is Side.LABELS:
                 self.label_delay_ms = float(events.event_time_N.mean() - examples.take("event_time").mean())
             yield from self._take(examples)
+        self.fill_scores(whole_blocks=True)
         yield from self._advance()
+
+    def fill_scores(self, *, whole_blocks: bool = False) -> None:
+        """Scores the rows that have none yet, or as many of them as fill blocks.
+
+        A row's score is of the weights of when its span is applied, before anything that comes later. These stay as
+        they are until the next batch is learned, so spans of a few rows can share a block until then, or until
+        somebody asks for a score: a forward costs the same whatever its block holds, and gives each row the same bits.
+        """
+        features_NC, scores_NS = self.join.unscored()
+        rows = len(features_NC)
+        if whole_blocks:
+            rows -= rows % self.job.learner.batch_size
+        if rows:
+            scores_NS[:rows] = self.learner.score(features_NC[:rows])
+            self.join.scored(rows)
 
     def _take(self, examples: Examples) -> Iterator[Batch]:
         """Examples to the open batch, or, where what is learned differs from what is booked, both to their own."""
+        if self.join.lacks_scores(examples):
+            self.fill_scores()
         if self.delayed:
             if examples.final:
                 self._book(self.delayed.book(examples))
@@ -133,6 +162,7 @@ class State:
     def _book(self, batches: Iterable[Batch]) -> None:
         """Books what is final but not learned in that batch."""
         for batch in batches:
+            self.fill_scores()  # an alarm may rewarm the learner
             self._observe(batch, self.learner.frozen_scores(batch))
 
     def _observe(self, batch: Batch, frozen_scores_BS: Float32s | None) -> None:
@@ -267,39 +297,6 @@ class State:
         if examples.get("booked", final) != final:
             raise BalanceError(f"{final} final examples (matched + filled in), but not as many are booked: {examples}")
         return counts
-
-
-class BadInput:
-    """Counts bad records over the newest ones: a broken producer must not empty the stream into the dead letters."""
-
-    def __init__(self, config: DeadLettersConfig) -> None:
-        self._config = config
-        self.accept = 0  # bad records that the operator has allowed
-        self.recent: list[list[int]] = []  # of each recent span: records, bad ones
-
-    def configure(self, config: DeadLettersConfig) -> None:
-        """Takes over changed limits."""
-        self._config = config
-
-    def check(self, span: Span) -> None:
-        """Raises TooMuchBadInput, with nothing changed, if this span brings the share over the limit."""
-        bad = span.rejects.num_rows
-        if not bad and not self.recent:
-            return
-        allowed = min(bad, self.accept)
-        recent = [*self.recent, [len(span.events) + bad, bad - allowed]]
-        while sum(records for records, _ in recent[1:]) >= self._config.hold_window:
-            recent.pop(0)
-        found, limit = sum(bad for _, bad in recent), self._config.hold_share * self._config.hold_window
-        if bad > allowed and found > limit:  # good records pass also when a lower limit was configured since
-            reason = span.rejects.column("reason")[0].as_py()
-            raise TooMuchBadInput(
-                f"{span.partition}@{span.start}: {found} of the newest {self._config.hold_window} records are bad, "
-                f"more than the share dead_letters.hold_share = {self._config.hold_share}; for example: {reason}. "
-                f"Mend the producer or the job file, or restart with --accept-bad {found} to go past"
-            )
-        self.accept -= allowed
-        self.recent = recent if found else []
 
 
 def lost_span(lost: Lost, no_events: Events) -> Span:
