@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from consumers.codecs import build_codec
 from consumers.errors import BalanceError, ConfigError, TooMuchBadInput
 from consumers.inmemory import InMemorySource
-from consumers.record import NEVER, Added, Command, Lost, Partition, Side, Span, Wait
+from consumers.record import NEVER, Added, Command, Float32s, Lost, Partition, Side, Span, Wait
 from pipeline.config import JobConfig, label_rule
 from pipeline.learner import Learner
 from pipeline.ledger import unseal
@@ -25,6 +26,13 @@ from tests.records import Log, messages_of
 from tests.stream import START_MS, Record, events, job
 
 ROWS = 2000
+
+TABLES: tuple[dict[str, Any], ...] = (
+    {"learner": {"batch_size": 64}},
+    {"join": {"slab_rows": 32}},
+    {"join": {"on_expiry": "negative", "negative_after": "50ms"}},
+)
+"""Whose rows wait for their scores, what begins new slabs in a span, and what makes examples of rows that wait."""
 
 
 def topics(config: JobConfig, rows: int = ROWS) -> dict[Partition, Log]:
@@ -126,6 +134,55 @@ def test_killed_after_every_entry_is_still_the_same_run(config: JobConfig, strai
         if manifest:
             break
     assert comparable(manifest) == comparable(straight)
+
+
+@pytest.mark.parametrize("tables", TABLES, ids="-".join)
+def test_rows_scored_together_when_they_must_have_the_scores_of_when_they_came(
+    config: JobConfig, tables: dict[str, Any]
+) -> None:
+    config = job(config.job.state_dir, stream={"span": 8}, **tables)
+    at_once, waiting = (Trainer(config, MemoryStore(), topics(config, 700)) for _ in range(2))
+    calls = counted_scoring(at_once), counted_scoring(waiting)
+    for entry in at_once.entries():
+        for batch in at_once.state.apply(entry):
+            at_once.state.observe(batch, at_once.state.learner.step(batch))
+        at_once.state.fill_scores()
+    at_once.snapshots.commit(at_once.state)
+    at_once.snapshots.wait()
+    last = at_once.store.manifest(at_once.store.sequences()[-1])
+    assert comparable(waiting.run(commit_every=40)) == comparable(last)
+    assert len(calls[1]) < 0.7 * len(calls[0])
+    assert sum(calls[1]) == sum(calls[0])
+
+
+def counted_scoring(trainer: Trainer) -> list[int]:
+    """How many rows each call has scored from here on."""
+    learner, calls = trainer.state.learner, list[int]()
+    score = learner.score
+
+    def counted(features_NC: Float32s) -> Float32s:
+        calls.append(len(features_NC))
+        return score(features_NC)
+
+    learner.score = counted  # type: ignore[method-assign]
+    return calls
+
+
+def test_rows_without_scores_are_scored_once_they_fill_a_block_and_before_a_snapshot(config: JobConfig) -> None:
+    trainer = Trainer(config, MemoryStore(), topics(config))
+    calls = counted_scoring(trainer)
+    for span in islice(trainer.entries(), 2):  # of features; the first one begins a slab, and is scored alone
+        list(trainer.state.apply(span))
+    first, second = calls
+    assert second == 64 < first
+    trainer.snapshots.commit(trainer.state)
+    trainer.snapshots.wait()
+    assert sum(calls) == trainer.state.read_P.sum()
+    restored = Trainer(config, trainer.store, trainer.found).state.join
+    assert not len(restored.unscored()[0])
+    assert (
+        restored.slabs()[-1].columns["scores"].tobytes() == trainer.state.join.slabs()[-1].columns["scores"].tobytes()
+    )
 
 
 def test_the_ledger_names_every_offset_once(config: JobConfig) -> None:
