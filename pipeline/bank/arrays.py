@@ -46,6 +46,7 @@ class Scratch(NamedTuple):
     wide_BK: Float32s
     gradient_J: Float32s
     gradient_H: Float32s
+    rate_H: Float32s
     share_B: Float32s
     target_B: Float32s
     rate_J: Float32s
@@ -53,3 +54,18 @@ class Scratch(NamedTuple):
     lanes_U: Float32s
     slope_A: Float32s
     begun_DH: Float32s
+
+
+class Part(NamedTuple):
+    """What a step is taken of: the first rows of `Scratch`, some experts, and their columns of the first layer.
+
+    Columns J are the outputs of the linear experts, then the hidden units of the others, expert by expert.
+    """
+
+    rows: int
+    first: int  # experts [first, last)
+    last: int
+    begin: int  # columns [begin, end)
+    end: int
+    plain: int  # inputs before this one are seen by all experts; from here on they are the newest labels
+    regression: bool

@@ -1,6 +1,6 @@
 """Compiled loops of the experts: forward, backward and step of all of them at once, written out.
 
-Columns J of the first layer: the outputs of the linear experts, then the hidden units of the others, expert by expert.
+Loops run over slices, from 0 on: then the compiler knows that no index counts from the end, and adds many at once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 
 from consumers.compiled import njit_cached
 from consumers.record import Float32s
-from pipeline.bank.arrays import Scratch, Slots, Weights
+from pipeline.bank.arrays import Part, Scratch, Slots, Weights
 from pipeline.bank.experts import EXPERTS, HIDDEN, HISTORIC, L2_EXPERT, LINEAR, PLAIN_STEPS
 
 LANES = 16
@@ -44,13 +44,20 @@ def to_slope(output_XK: Float32s, x: int, target: float, share: float, regressio
 
 
 @njit_cached
-def dot(left_XJ: Float32s, x: int, at: int, right_H: Float32s, lanes_U: Float32s) -> np.float32:
-    """Product of `right_H` and as much of a row, in lanes that the processor adds at once; H in whole lanes."""
+def column(weights: Weights, expert: int) -> int:
+    """The first column of an expert: before those of expert 0 are the outputs of the linear ones."""
+    return len(LINEAR) * int(weights.second_EKH.shape[1]) + expert * HIDDEN
+
+
+@njit_cached
+def dot(left_H: Float32s, right_H: Float32s, lanes_U: Float32s) -> np.float32:
+    """Product of two rows, in lanes that the processor adds at once; H in whole lanes."""
     for u in range(LANES):
         lanes_U[u] = _ZERO
     for start in range(0, len(right_H), LANES):
+        left_U, right_U = left_H[start : start + LANES], right_H[start : start + LANES]
         for u in range(LANES):
-            lanes_U[u] += left_XJ[x, at + start + u] * right_H[start + u]
+            lanes_U[u] += left_U[u] * right_U[u]
     total = _ZERO
     for u in range(LANES):
         total += lanes_U[u]
@@ -58,138 +65,142 @@ def dot(left_XJ: Float32s, x: int, at: int, right_H: Float32s, lanes_U: Float32s
 
 
 @njit_cached
-def hidden(weights: Weights, scratch: Scratch, rows: int, plain: int, begin: int, end: int) -> None:
-    """The columns from `begin` up to `end`: inputs past `plain` are of those that see the newest labels."""
-    inputs_BD, hidden_BJ, first_DJ = scratch.inputs_BD, scratch.hidden_BJ, weights.first_DJ
-    historic = len(LINEAR) * weights.second_EKH.shape[1] + HISTORIC * HIDDEN
-    for b in range(rows):
-        for j in range(begin, end):
-            hidden_BJ[b, j] = _ZERO
+def add_scaled(sum_J: Float32s, scale: np.float32, row_J: Float32s) -> None:
+    """Adds a multiple of a row."""
+    for j in range(len(sum_J)):
+        sum_J[j] += scale * row_J[j]
+
+
+@njit_cached
+def _seen_up_to(weights: Weights, part: Part, d: int) -> int:
+    """Up to which column input `d` is seen: the newest labels come last, and are seen by the first experts alone."""
+    return part.end if d < part.plain else min(part.end, max(part.begin, column(weights, HISTORIC)))
+
+
+@njit_cached
+def hidden(weights: Weights, scratch: Scratch, part: Part) -> None:
+    """What the columns of a part make of the inputs."""
+    inputs_BD, hidden_BJ, first_DJ, begin = scratch.inputs_BD, scratch.hidden_BJ, weights.first_DJ, part.begin
+    for b in range(part.rows):
+        hidden_BJ[b, begin : part.end] = _ZERO
     for d in range(inputs_BD.shape[1]):
-        stop = end if d < plain else min(end, historic)
-        for b in range(rows):
-            value = inputs_BD[b, d]
-            if value != _ZERO:
-                for j in range(begin, stop):
-                    hidden_BJ[b, j] += value * first_DJ[d, j]
+        stop = _seen_up_to(weights, part, d)
+        for b in range(part.rows):
+            if inputs_BD[b, d] != _ZERO:
+                add_scaled(hidden_BJ[b, begin:stop], inputs_BD[b, d], first_DJ[d, begin:stop])
 
 
 @njit_cached
-def slopes(weights: Weights, scratch: Scratch, rows: int, first: int, last: int, regression: bool) -> None:
-    """Slopes at the outputs of the experts from `first` up to `last`, and at their hidden units."""
-    hidden_BJ, slope_BJ, output_BEK = scratch.hidden_BJ, scratch.slope_BJ, scratch.output_BEK
-    second_EKH = weights.second_EKH
-    outputs = second_EKH.shape[1]
-    for b in range(rows):
-        for e in range(first, last):
-            at = len(LINEAR) * outputs + e * HIDDEN
+def slopes(weights: Weights, scratch: Scratch, part: Part) -> None:
+    """Slopes at the outputs of a part's experts, and at their hidden units."""
+    output_BEK, second_EKH = scratch.output_BEK, weights.second_EKH
+    for b in range(part.rows):
+        for e in range(part.first, part.last):
+            at = column(weights, e)
+            hidden_H, slope_H = scratch.hidden_BJ[b, at : at + HIDDEN], scratch.slope_BJ[b, at : at + HIDDEN]
             for h in range(HIDDEN):
-                hidden_BJ[b, at + h] = max(hidden_BJ[b, at + h], _ZERO)
-                slope_BJ[b, at + h] = _ZERO
-            for k in range(outputs):
-                output_BEK[b, e, k] = dot(hidden_BJ, b, at, second_EKH[e, k], scratch.lanes_U)
-            to_slope(output_BEK[b], e, scratch.target_B[b], scratch.share_B[b], regression)
-            for k in range(outputs):
-                slope = output_BEK[b, e, k]
-                for h in range(HIDDEN):
-                    slope_BJ[b, at + h] += slope * second_EKH[e, k, h]
+                hidden_H[h] = max(hidden_H[h], _ZERO)
+                slope_H[h] = _ZERO
+            for k in range(second_EKH.shape[1]):
+                output_BEK[b, e, k] = dot(hidden_H, second_EKH[e, k], scratch.lanes_U)
+            to_slope(output_BEK[b], e, scratch.target_B[b], scratch.share_B[b], part.regression)
+            for k in range(second_EKH.shape[1]):
+                add_scaled(slope_H, output_BEK[b, e, k], second_EKH[e, k])
             for h in range(HIDDEN):
-                alive = _ONE if hidden_BJ[b, at + h] > _ZERO else _ZERO
-                slope_BJ[b, at + h] = min(max(slope_BJ[b, at + h], -_ONE), _ONE) * alive
+                alive = _ONE if hidden_H[h] > _ZERO else _ZERO
+                slope_H[h] = min(max(slope_H[h], -_ONE), _ONE) * alive
 
 
 @njit_cached
-def linear_slopes(scratch: Scratch, rows: int, outputs: int, regression: bool) -> None:
+def linear_slopes(scratch: Scratch, part: Part) -> None:
     """Slopes at the outputs of the linear experts, which are the first columns."""
-    hidden_BJ, slope_BJ, output_BEK = scratch.hidden_BJ, scratch.slope_BJ, scratch.output_BEK
-    for b in range(rows):
+    output_BEK = scratch.output_BEK
+    outputs = output_BEK.shape[2]
+    for b in range(part.rows):
         for i in range(len(LINEAR)):
             for k in range(outputs):
-                output_BEK[b, 0, k] = hidden_BJ[b, i * outputs + k]
-            to_slope(output_BEK[b], 0, scratch.target_B[b], scratch.share_B[b], regression)
+                output_BEK[b, 0, k] = scratch.hidden_BJ[b, i * outputs + k]
+            to_slope(output_BEK[b], 0, scratch.target_B[b], scratch.share_B[b], part.regression)
             for k in range(outputs):
-                slope_BJ[b, i * outputs + k] = output_BEK[b, 0, k]
+                scratch.slope_BJ[b, i * outputs + k] = output_BEK[b, 0, k]
 
 
 @njit_cached
-def step_first(weights: Weights, slots: Slots, scratch: Scratch, rows: int, plain: int, begin: int, end: int) -> None:
-    """Steps of the columns from `begin` up to `end`."""
-    inputs_BD, slope_BJ, gradient_J, rate_J = scratch.inputs_BD, scratch.slope_BJ, scratch.gradient_J, scratch.rate_J
-    first_DJ, first_2DJ = weights.first_DJ, slots.first_2DJ
-    heads = len(LINEAR) * weights.second_EKH.shape[1]
-    historic, adam = heads + HISTORIC * HIDDEN, heads + PLAIN_STEPS * HIDDEN
+def _step_plain(weights_X: Float32s, rate_X: Float32s, gradient_X: Float32s) -> None:
+    for x in range(len(weights_X)):
+        weights_X[x] -= rate_X[x] * gradient_X[x]
+
+
+@njit_cached
+def _step_adam(
+    weights_X: Float32s, rate_X: Float32s, gradient_X: Float32s, mean_X: Float32s, square_X: Float32s
+) -> None:
+    for x in range(len(weights_X)):
+        mean = mean_X[x] + (gradient_X[x] - mean_X[x]) * _FIRST
+        square = square_X[x] + (gradient_X[x] * gradient_X[x] - square_X[x]) * _SECOND
+        mean_X[x] = mean
+        square_X[x] = square
+        weights_X[x] -= rate_X[x] * mean / (math.sqrt(square) + _EPSILON)
+
+
+@njit_cached
+def step_first(weights: Weights, slots: Slots, scratch: Scratch, part: Part) -> None:
+    """Steps of the columns of a part."""
+    inputs_BD, gradient_J, rate_J, begin = scratch.inputs_BD, scratch.gradient_J, scratch.rate_J, part.begin
+    adam = column(weights, PLAIN_STEPS)
     for d in range(inputs_BD.shape[1]):
-        stop = end if d < plain else min(end, historic)
-        for j in range(begin, stop):
-            gradient_J[j] = _ZERO
-        for b in range(rows):
-            value = inputs_BD[b, d]
-            if value != _ZERO:
-                for j in range(begin, stop):
-                    gradient_J[j] += value * slope_BJ[b, j]
-        for j in range(begin, min(stop, adam)):
-            first_DJ[d, j] -= rate_J[j] * gradient_J[j]
-        for j in range(max(begin, adam), stop):
-            mean = first_2DJ[0, d, j - adam]
-            square = first_2DJ[1, d, j - adam]
-            mean += (gradient_J[j] - mean) * _FIRST
-            square += (gradient_J[j] * gradient_J[j] - square) * _SECOND
-            first_2DJ[0, d, j - adam] = mean
-            first_2DJ[1, d, j - adam] = square
-            first_DJ[d, j] -= rate_J[j] * mean / (math.sqrt(square) + _EPSILON)
+        stop = _seen_up_to(weights, part, d)
+        gradient_J[begin:stop] = _ZERO
+        for b in range(part.rows):
+            if inputs_BD[b, d] != _ZERO:
+                add_scaled(gradient_J[begin:stop], inputs_BD[b, d], scratch.slope_BJ[b, begin:stop])
+        first_J, middle = weights.first_DJ[d], min(max(begin, adam), stop)
+        _step_plain(first_J[begin:middle], rate_J[begin:middle], gradient_J[begin:middle])
+        slot = slice(middle - adam, stop - adam) if middle < stop else slice(0, 0)
+        mean_J, square_J = slots.first_2DJ[0, d, slot], slots.first_2DJ[1, d, slot]
+        _step_adam(first_J[middle:stop], rate_J[middle:stop], gradient_J[middle:stop], mean_J, square_J)
 
 
 @njit_cached
-def step_second(weights: Weights, slots: Slots, scratch: Scratch, rows: int, first: int, last: int) -> None:
-    """Steps of the heads of the experts from `first` up to `last`."""
-    hidden_BJ, output_BEK, gradient_H = scratch.hidden_BJ, scratch.output_BEK, scratch.gradient_H
-    second_EKH, second_2EKH = weights.second_EKH, slots.second_2EKH
-    outputs = second_EKH.shape[1]
-    for e in range(first, last):
-        at, rate, slot = len(LINEAR) * outputs + e * HIDDEN, scratch.rate_E[e], e - PLAIN_STEPS
-        for k in range(outputs):
-            for h in range(HIDDEN):
-                gradient_H[h] = _ZERO
-            for b in range(rows):
-                slope = output_BEK[b, e, k]
-                for h in range(HIDDEN):
-                    gradient_H[h] += slope * hidden_BJ[b, at + h]
+def step_second(weights: Weights, slots: Slots, scratch: Scratch, part: Part) -> None:
+    """Steps of the heads of a part's experts."""
+    gradient_H, rate_H, second_2EKH = scratch.gradient_H, scratch.rate_H, slots.second_2EKH
+    for e in range(part.first, part.last):
+        at, slot = column(weights, e), e - PLAIN_STEPS
+        rate_H[:] = scratch.rate_E[e]
+        for k in range(weights.second_EKH.shape[1]):
+            gradient_H[:] = _ZERO
+            for b in range(part.rows):
+                add_scaled(gradient_H, scratch.output_BEK[b, e, k], scratch.hidden_BJ[b, at : at + HIDDEN])
+            second_H = weights.second_EKH[e, k]
             if slot < 0:
-                for h in range(HIDDEN):
-                    second_EKH[e, k, h] -= rate * gradient_H[h]
+                _step_plain(second_H, rate_H, gradient_H)
             else:
-                for h in range(HIDDEN):
-                    mean = second_2EKH[0, slot, k, h]
-                    square = second_2EKH[1, slot, k, h]
-                    mean += (gradient_H[h] - mean) * _FIRST
-                    square += (gradient_H[h] * gradient_H[h] - square) * _SECOND
-                    second_2EKH[0, slot, k, h] = mean
-                    second_2EKH[1, slot, k, h] = square
-                    second_EKH[e, k, h] -= rate * mean / (math.sqrt(square) + _EPSILON)
+                _step_adam(second_H, rate_H, gradient_H, second_2EKH[0, slot, k], second_2EKH[1, slot, k])
+
+
+@njit_cached
+def _approach(weights_H: Float32s, goal_H: Float32s, share: np.float32) -> None:
+    for h in range(HIDDEN):
+        weights_H[h] += share * (goal_H[h] - weights_H[h])
 
 
 @njit_cached
 def go_back(weights: Weights, scratch: Scratch) -> None:
     """Moves the L2-init expert towards what it began with: its heads began at zero."""
-    first_DJ, second_EKH, begun_DH = weights.first_DJ, weights.second_EKH, scratch.begun_DH
-    at = len(LINEAR) * second_EKH.shape[1] + L2_EXPERT * HIDDEN
-    for d in range(first_DJ.shape[0]):
-        for h in range(HIDDEN):
-            first_DJ[d, at + h] -= _L2 * (first_DJ[d, at + h] - begun_DH[d, h])
-    for k in range(second_EKH.shape[1]):
-        for h in range(HIDDEN):
-            second_EKH[L2_EXPERT, k, h] -= _L2 * second_EKH[L2_EXPERT, k, h]
+    at = column(weights, L2_EXPERT)
+    for d in range(len(weights.first_DJ)):
+        _approach(weights.first_DJ[d, at : at + HIDDEN], scratch.begun_DH[d], _L2)
+    scratch.gradient_H[:] = _ZERO
+    for k in range(weights.second_EKH.shape[1]):
+        _approach(weights.second_EKH[L2_EXPERT, k], scratch.gradient_H, _L2)
 
 
 @njit_cached
 def average(weights: Weights, copy: int, source: int, share: np.float32) -> None:
     """Moves a copy towards the expert that it averages."""
-    first_DJ, second_EKH = weights.first_DJ, weights.second_EKH
-    heads = len(LINEAR) * second_EKH.shape[1]
-    to, at = heads + copy * HIDDEN, heads + source * HIDDEN
-    for d in range(first_DJ.shape[0]):
-        for h in range(HIDDEN):
-            first_DJ[d, to + h] += share * (first_DJ[d, at + h] - first_DJ[d, to + h])
-    for k in range(second_EKH.shape[1]):
-        for h in range(HIDDEN):
-            second_EKH[copy, k, h] += share * (second_EKH[source, k, h] - second_EKH[copy, k, h])
+    to, at = column(weights, copy), column(weights, source)
+    for d in range(len(weights.first_DJ)):
+        _approach(weights.first_DJ[d, to : to + HIDDEN], weights.first_DJ[d, at : at + HIDDEN], share)
+    for k in range(weights.second_EKH.shape[1]):
+        _approach(weights.second_EKH[copy, k], weights.second_EKH[source, k], share)

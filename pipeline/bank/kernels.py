@@ -8,8 +8,8 @@ import numpy as np
 
 from consumers.compiled import njit_cached
 from consumers.record import Float32s
-from pipeline.bank.arrays import Rows, Scratch, Slots, Weights
-from pipeline.bank.deep import average, go_back, hidden, linear_slopes, slopes, step_first, step_second
+from pipeline.bank.arrays import Part, Rows, Scratch, Slots, Weights
+from pipeline.bank.deep import average, column, go_back, hidden, linear_slopes, slopes, step_first, step_second
 from pipeline.bank.experts import EXPERTS, HIDDEN, LINEAR, PLAIN_STEPS, REPLAY_EXPERT, TRAINED
 from pipeline.bank.tables import learn_embeddings, learn_wide
 
@@ -33,10 +33,9 @@ def learn(
     regression: bool,
 ) -> None:
     """Learns rows in sub-batches, one after the other. `past` is a ring of the newest rows learned before."""
-    outputs, count = weights.second_EKH.shape[1], len(rows.target_N)
-    heads = len(LINEAR) * outputs
-    dense, embedded = rows.dense_ND.shape[1], rows.rows_NG.shape[1] * weights.embedding_RA.shape[1]
-    plain, end = dense + embedded + 1, heads + TRAINED * HIDDEN
+    count, outputs = len(rows.target_N), weights.second_EKH.shape[1]
+    dense = rows.dense_ND.shape[1]
+    plain = weights.first_DJ.shape[0] - len(history_Q)
     for start in range(0, count, SUB_BATCH):
         size = min(SUB_BATCH, count - start)
         total = _ZERO
@@ -49,13 +48,14 @@ def learn(
             scratch.share_B[b] = rows.weight_N[start + b] / total
         slots.step_3[0] += 1
         _set_rates(scratch, slots.step_3[0], outputs, size)
-        hidden(weights, scratch, size, plain, 0, end)
-        linear_slopes(scratch, size, outputs, regression)
-        slopes(weights, scratch, size, 0, TRAINED, regression)
-        if embedded:
+        part = Part(size, 0, TRAINED, 0, column(weights, TRAINED), plain, regression)
+        hidden(weights, scratch, part)
+        linear_slopes(scratch, part)
+        slopes(weights, scratch, part)
+        if rows.rows_NG.shape[1]:
             learn_embeddings(weights, slots, scratch, rows.rows_NG, start, size, dense)
-        step_first(weights, slots, scratch, size, plain, 0, end)
-        step_second(weights, slots, scratch, size, 0, TRAINED)
+        step_first(weights, slots, scratch, part)
+        step_second(weights, slots, scratch, part)
         go_back(weights, scratch)
         learn_wide(weights, slots, scratch, rows.tokens_NT, start, size, regression)
         _replay(weights, slots, scratch, past, history_Q, regression)
@@ -78,12 +78,12 @@ def _replay(
         slots.step_3[2] = slots.step_3[2] * 48271 % 0x7FFFFFFF
         _fill(weights, scratch, past, slots.step_3[2] % held, b, history_Q)
         scratch.share_B[b] = _ONE / np.float32(SUB_BATCH)
-    begin = len(LINEAR) * weights.second_EKH.shape[1] + REPLAY_EXPERT * HIDDEN
-    plain = weights.first_DJ.shape[0] - len(history_Q)
-    hidden(weights, scratch, SUB_BATCH, plain, begin, begin + HIDDEN)
-    slopes(weights, scratch, SUB_BATCH, REPLAY_EXPERT, REPLAY_EXPERT + 1, regression)
-    step_first(weights, slots, scratch, SUB_BATCH, plain, begin, begin + HIDDEN)
-    step_second(weights, slots, scratch, SUB_BATCH, REPLAY_EXPERT, REPLAY_EXPERT + 1)
+    begin, plain = column(weights, REPLAY_EXPERT), weights.first_DJ.shape[0] - len(history_Q)
+    part = Part(SUB_BATCH, REPLAY_EXPERT, REPLAY_EXPERT + 1, begin, begin + HIDDEN, plain, regression)
+    hidden(weights, scratch, part)
+    slopes(weights, scratch, part)
+    step_first(weights, slots, scratch, part)
+    step_second(weights, slots, scratch, part)
 
 
 @njit_cached

@@ -199,6 +199,7 @@ def _scratch(module: Bank, weights: Weights) -> Scratch:
         "wide_BK": (SUB_BATCH, module.outputs),
         "gradient_J": (columns,),
         "gradient_H": (HIDDEN,),
+        "rate_H": (HIDDEN,),
         "share_B": (SUB_BATCH,),
         "target_B": (SUB_BATCH,),
         "rate_J": (columns,),

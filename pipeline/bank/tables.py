@@ -12,8 +12,8 @@ import numpy as np
 from consumers.compiled import njit_cached
 from consumers.record import Int64s
 from pipeline.bank.arrays import Scratch, Slots, Weights
-from pipeline.bank.deep import dot, to_slope
-from pipeline.bank.experts import HIDDEN, LINEAR, TRAINED
+from pipeline.bank.deep import column, dot, to_slope
+from pipeline.bank.experts import TRAINED
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _EPSILON = np.float32(1e-6)
@@ -58,15 +58,14 @@ def learn_embeddings(
     """Along the summed slopes of all networks, before these take their step."""
     first_DJ, slope_BJ, slope_A = weights.first_DJ, scratch.slope_BJ, scratch.slope_A
     embedding_RA, embedding_R = weights.embedding_RA, slots.embedding_R
-    begin = len(LINEAR) * weights.second_EKH.shape[1]
-    end = begin + TRAINED * HIDDEN
+    begin, end = column(weights, 0), column(weights, TRAINED)
     width = embedding_RA.shape[1]
     for b in range(rows):
         for g in range(rows_NG.shape[1]):
             row, square = rows_NG[start + b, g], _ZERO
             for a in range(width):
                 d = dense + g * width + a
-                slope = dot(slope_BJ, b, begin, first_DJ[d, begin:end], scratch.lanes_U)
+                slope = dot(slope_BJ[b, begin:end], first_DJ[d, begin:end], scratch.lanes_U)
                 slope_A[a] = min(max(slope, -_ONE), _ONE)
                 square += slope_A[a] * slope_A[a]
             embedding_R[row] += square

@@ -185,6 +185,21 @@ def test_rows_without_scores_are_scored_once_they_fill_a_block_and_before_a_snap
     )
 
 
+def test_all_rows_have_their_scores_when_an_alarm_may_change_the_learner(config: JobConfig) -> None:
+    config = job(config.job.state_dir, stream={"span": 8}, join={"on_expiry": "negative", "negative_after": "50ms"})
+    state = (trainer := Trainer(config, MemoryStore(), topics(config, 700))).state
+    observe, waiting = state.monitor.observe, list[int]()
+
+    def watched(*arguments: Any) -> Any:
+        waiting.append(len(state.join.unscored()[0]))
+        return observe(*arguments)
+
+    state.monitor.observe = watched  # type: ignore[method-assign]
+    trainer.run()
+    assert len(waiting) > 8
+    assert not any(waiting)
+
+
 def test_the_ledger_names_every_offset_once(config: JobConfig) -> None:
     store, found = MemoryStore(), topics(config)
     Trainer(config, store, found).run()
