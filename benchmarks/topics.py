@@ -53,9 +53,7 @@ slab_rows = 32768
 
 [learner]
 kind = "{learner}"
-batch_size = 1024
-hidden = [256, 128]
-device = "cpu"
+{model}
 
 [registry]
 tracking_uri = "sqlite:///{directory}/mlflow.db"
@@ -64,6 +62,10 @@ register_every = "24h"
 [dead_letters]
 topic = "{dead_letters}"
 """
+
+
+MODELS = {"mlp": 'batch_size = 1024\nhidden = [256, 128]\ndevice = "cpu"', "bank": ""}
+"""What `[learner]` says beside its kind: of the bank nothing, as a user would."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ class Topics:
                 columns=json.dumps(COLUMNS),
                 dead_letters=self.dead_letters,
                 learner=learner,
+                model=MODELS[learner],
                 **tables,
             )
         )

@@ -177,8 +177,8 @@ REJECTS = pa.schema(
 class Events:
     """The rows of one span as arrays that may view memory shared with a reader: valid until the next entry.
 
-    Shapes: N rows, C feature columns. Tombstones have weight 0, label NaN, and features 0 as padding has: they are
-    scored with the other rows, and NaN is no category.
+    Shapes: N rows, C feature columns. Tombstones have weight 0, label NaN, and features 0 as padding has: some
+    are scored with the other rows, and NaN is no category.
     """
 
     key_N2: npt.NDArray[np.uint64]

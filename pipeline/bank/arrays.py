@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 from consumers.record import Float32s, Int64s
 
+SUB_BATCHES, ROWS, DRAWN = 0, 1, 2
+"""Places in `Slots.step_3`: sub-batches learned, rows learned, and what the next replay is drawn from."""
+
 
 class Weights(NamedTuple):
     """What is learned by steps."""
@@ -23,7 +26,7 @@ class Slots(NamedTuple):
     second_2EKH: Float32s
     embedding_R: Float32s
     wide_R: Float32s
-    step_3: Int64s  # sub-batches learned, rows learned, and what the next replay is drawn from
+    step_3: Int64s  # at SUB_BATCHES, ROWS and DRAWN
 
 
 class Rows(NamedTuple):

@@ -47,10 +47,7 @@ TRAINED = sum(expert.rule != "ema" for expert in EXPERTS)
 L2_EXPERT = next(index for index, expert in enumerate(EXPERTS) if expert.l2_init)
 REPLAY_EXPERT = next(index for index, expert in enumerate(EXPERTS) if expert.replay)
 
-NEIGHBOURS = (False, False, True)
-"""Members that rows in memory vote for, each with closeness squared once more, and whether newer rows weigh more."""
-
 MIXERS = (0.0004, 0.00125, 0.004)
 """Step sizes of the logistic mixtures, a row."""
 
-MEMBERS_BESIDE = 1 + len(NEIGHBOURS) + 2  # the hashed table, neighbours, frequencies
+MEMBERS_BESIDE = 1 + 3 + 2  # the hashed table, neighbours, frequencies

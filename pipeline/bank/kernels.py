@@ -8,7 +8,7 @@ import numpy as np
 
 from consumers.compiled import njit_cached
 from consumers.record import Float32s
-from pipeline.bank.arrays import Part, Rows, Scratch, Slots, Weights
+from pipeline.bank.arrays import DRAWN, ROWS, SUB_BATCHES, Part, Rows, Scratch, Slots, Weights
 from pipeline.bank.deep import average, column, go_back, hidden, linear_slopes, slopes, step_first, step_second
 from pipeline.bank.experts import EXPERTS, HIDDEN, LINEAR, PLAIN_STEPS, REPLAY_EXPERT, TRAINED
 from pipeline.bank.tables import learn_embeddings, learn_wide
@@ -46,8 +46,8 @@ def learn(
             continue
         for b in range(size):
             scratch.share_B[b] = rows.weight_N[start + b] / total
-        slots.step_3[0] += 1
-        _set_rates(scratch, slots.step_3[0], outputs, size)
+        slots.step_3[SUB_BATCHES] += 1
+        _set_rates(scratch, slots.step_3[SUB_BATCHES], outputs, size)
         part = Part(size, 0, TRAINED, 0, column(weights, TRAINED), plain, regression)
         hidden(weights, scratch, part)
         linear_slopes(scratch, part)
@@ -71,12 +71,12 @@ def _replay(
     weights: Weights, slots: Slots, scratch: Scratch, past: Rows, history_Q: Float32s, regression: bool
 ) -> None:
     """One expert learns again from rows of the ring, drawn by a congruential generator (Park & Miller, 1988)."""
-    held = min(slots.step_3[1], len(past.target_N))
+    held = min(slots.step_3[ROWS], len(past.target_N))
     if held < SUB_BATCH:
         return
     for b in range(SUB_BATCH):
-        slots.step_3[2] = slots.step_3[2] * 48271 % 0x7FFFFFFF
-        _fill(weights, scratch, past, slots.step_3[2] % held, b, history_Q)
+        slots.step_3[DRAWN] = slots.step_3[DRAWN] * 48271 % 0x7FFFFFFF
+        _fill(weights, scratch, past, slots.step_3[DRAWN] % held, b, history_Q)
         scratch.share_B[b] = _ONE / np.float32(SUB_BATCH)
     begin, plain = column(weights, REPLAY_EXPERT), weights.first_DJ.shape[0] - len(history_Q)
     part = Part(SUB_BATCH, REPLAY_EXPERT, REPLAY_EXPERT + 1, begin, begin + HIDDEN, plain, regression)
@@ -105,8 +105,8 @@ def _fill(weights: Weights, scratch: Scratch, rows: Rows, row: int, b: int, hist
 @njit_cached
 def _keep(slots: Slots, rows: Rows, past: Rows, row: int) -> None:
     """Puts a row into the ring."""
-    place = slots.step_3[1] % len(past.target_N)
-    slots.step_3[1] += 1
+    place = slots.step_3[ROWS] % len(past.target_N)
+    slots.step_3[ROWS] += 1
     for d in range(rows.dense_ND.shape[1]):
         past.dense_ND[place, d] = rows.dense_ND[row, d]
     for g in range(rows.rows_NG.shape[1]):

@@ -14,6 +14,12 @@ from pipeline.bank.module import FREQUENCIES, HISTORY
 
 Float64s = npt.NDArray[np.float64]
 
+WEIGHT, MEAN, SQUARES, ERROR = 0, 1, 2, 3
+"""Places in `labels_4`, of values: their weight, mean, squared distances from it; and the mixture's squared error."""
+
+SHIFT, SCALE = 0, 1
+"""Places in `Bank.label_2`, of values: mean and standard deviation."""
+
 _HISTORY = tuple(np.float32(kept) for kept in HISTORY)
 _FREQUENCIES = tuple(np.float32(kept) for kept in FREQUENCIES)
 _RECENCY = np.float32(0.99)
@@ -41,18 +47,18 @@ class Memory(NamedTuple):
 
 
 @njit_cached
-def measure(labels_N: Float32s, weights_N: Float32s, moments_4: Float64s, label_2: Float32s) -> None:
+def measure(labels_N: Float32s, weights_N: Float32s, labels_4: Float64s, label_2: Float32s) -> None:
     """Running mean and standard deviation of labels: Welford (1962), weighted as by West (1979)."""
     for n in range(len(labels_N)):
         if weights_N[n] > _ZERO:
-            moments_4[0] += weights_N[n]
-            distance = labels_N[n] - moments_4[1]
-            moments_4[1] += distance * weights_N[n] / moments_4[0]
-            moments_4[2] += weights_N[n] * distance * (labels_N[n] - moments_4[1])
-    if moments_4[0] > 0:
-        variance = moments_4[2] / moments_4[0]
-        label_2[0] = moments_4[1]
-        label_2[1] = math.sqrt(variance) if variance > 1e-24 else 1.0
+            labels_4[WEIGHT] += weights_N[n]
+            distance = labels_N[n] - labels_4[MEAN]
+            labels_4[MEAN] += distance * weights_N[n] / labels_4[WEIGHT]
+            labels_4[SQUARES] += weights_N[n] * distance * (labels_N[n] - labels_4[MEAN])
+    if labels_4[WEIGHT] > 0:
+        variance = labels_4[SQUARES] / labels_4[WEIGHT]
+        label_2[SHIFT] = labels_4[MEAN]
+        label_2[SCALE] = math.sqrt(variance) if variance > 1e-24 else 1.0
 
 
 @njit_cached

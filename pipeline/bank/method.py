@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,11 +12,11 @@ from torch import Tensor
 from consumers.batch import Batch
 from consumers.record import Float32s
 from pipeline.bank import memory, mixture
-from pipeline.bank.arrays import Rows, Scratch, Slots, Weights
+from pipeline.bank.arrays import ROWS, SUB_BATCHES, Rows, Scratch, Slots, Weights
 from pipeline.bank.deep import LANES
 from pipeline.bank.experts import EXPERTS, HIDDEN, L2_EXPERT, LINEAR, PLAIN_STEPS, TRAINED
 from pipeline.bank.kernels import REPLAYED, SUB_BATCH, learn
-from pipeline.bank.module import EMBEDDING, Bank
+from pipeline.bank.module import EMBEDDING, Bank, Encoded
 from pipeline.config import JobConfig
 from pipeline.device import flushed_denormals
 from pipeline.executor import Done, Outcome, fill_block
@@ -24,8 +24,13 @@ from pipeline.task import Scorer
 
 LABEL_MAX = 1e18  # its square is still a float32
 
-Said = tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor, Tensor]
-"""Rows as `Bank.encode` gives them, the members' answers, and these as they are mixed."""
+
+class Said(NamedTuple):
+    """What the members say of rows."""
+
+    encoded: Encoded
+    answers_NKM: Tensor
+    told_NKM: Tensor  # the answers as they are mixed: see `Bank.tell`
 
 
 class BankMethod:
@@ -39,6 +44,7 @@ class BankMethod:
         self._module = module.eval()
         self._block_BC = torch.zeros(job.learner.batch_size, job.features.columns)
         self._said: Said | None = None  # of the rows in the block, unless something was learned since
+        self._other_BC = torch.zeros_like(self._block_BC)  # for the frozen copy
         self._weights = Weights(*(_view(getattr(module, name)) for name in Weights._fields))
         self._memory = memory.Memory(*(_view(getattr(module, name)) for name in memory.Memory._fields))
         self._moments = memory.Moments(*(_view(getattr(module.standardise, n)) for n in memory.Moments._fields))
@@ -47,7 +53,7 @@ class BankMethod:
         self._slots = _slots(self._weights)
         self._past = _past(module)
         self._scratch = _scratch(module, self._weights)
-        self._labels_4 = np.zeros(4)  # of values: weight, mean, squares around it; and the mixture's squared error
+        self._labels_4 = np.zeros(4)  # of values: see `memory.WEIGHT` and what follows
 
     @torch.no_grad()
     def score(self, scorer: Scorer, features_NC: Float32s, width: int) -> Float32s:
@@ -56,9 +62,11 @@ class BankMethod:
         for start in range(0, rows, size):
             stop = min(start + size, rows)
             if scorer.module is self._module:  # operation by operation what the scorer does, and remembered
-                scores_B = self._module.mix(*self._ask(features_NC[start:stop])[1:])[:, -width:]
+                said = self._ask(features_NC[start:stop])
+                scores_B = self._module.mix(said.answers_NKM, said.told_NKM)[:, -width:]
             else:
-                scores_B = scorer(self._fill(features_NC[start:stop]))
+                fill_block(self._other_BC, features_NC[start:stop])
+                scores_B = scorer(self._other_BC)
             scores_NS[start:stop] = scores_B.reshape(size, -1)[: stop - start].numpy()
         return scores_NS
 
@@ -67,7 +75,7 @@ class BankMethod:
         known = bool((np.abs(labels_N) <= LABEL_MAX).all()) and bool((weights_N >= 0).all())
         if not known or not np.isfinite(weights_N.sum()):
             return Done(float("nan"), True)
-        begins = self._slots.step_3[0] == 0
+        begins = self._slots.step_3[SUB_BATCHES] == 0
         if begins:
             self._standardise(batch.features_BC, weights_N)
         with torch.no_grad():
@@ -84,20 +92,21 @@ class BankMethod:
             memory.standardise(features_BC, weights_N, self._moments)
         self._said = None
 
-    def _learn(self, asked: Said, labels_N: Float32s, weights_N: Float32s) -> float:
+    def _learn(self, said: Said, labels_N: Float32s, weights_N: Float32s) -> float:
         rows, regression = len(labels_N), self._module.regression
-        encoded, *said = asked
-        loss, targets_N = self._judge([_view(tensor)[:rows] for tensor in said], labels_N, weights_N)
-        dense_ND, rows_NG, tokens_NT, keys_NQ = (_view(tensor)[:rows] for tensor in encoded)
-        history_Q, seen = _view(self._module.history_inputs()).copy(), int(self._slots.step_3[1])
+        answers_NKM, told_NKM = (_view(tensor)[:rows] for tensor in (said.answers_NKM, said.told_NKM))
+        loss, targets_N = self._judge(answers_NKM, told_NKM, labels_N, weights_N)
+        dense_ND, rows_NG, tokens_NT, keys_NQ = (_view(tensor)[:rows] for tensor in said.encoded)
+        history_Q, seen = _view(self._module.history_inputs()).copy(), int(self._slots.step_3[ROWS])
         new = Rows(dense_ND, rows_NG, tokens_NT, targets_N, weights_N)
         learn(self._weights, self._slots, self._scratch, new, self._past, history_Q, regression)
         memory.remember(self._memory, keys_NQ, labels_N, weights_N, seen, regression)
         return loss
 
-    def _judge(self, said: list[Float32s], labels_N: Float32s, weights_N: Float32s) -> tuple[float, Float32s]:
+    def _judge(
+        self, answers_NKM: Float32s, told_NKM: Float32s, labels_N: Float32s, weights_N: Float32s
+    ) -> tuple[float, Float32s]:
         """Moves the mixtures. Returns the loss, and the labels as experts learn them."""
-        answers_NKM, told_NKM = said
         if not self._module.regression:
             loss = mixture.judge_classes(answers_NKM, told_NKM, labels_N, weights_N, self._mixtures, self._module.floor)
             return float(loss), labels_N
@@ -114,15 +123,11 @@ class BankMethod:
         bits_NC = features_NC.view(np.int32)
         known = np.array_equal(block_BC[:rows].view(np.int32), bits_NC) and not block_BC[rows:].any()
         if self._said is None or not known:
-            encoded = self._module.encode(self._fill(features_NC))
-            answers_NKM = self._module.answers(*encoded)
-            self._said = encoded, answers_NKM, self._module.tell(answers_NKM)
+            fill_block(self._block_BC, features_NC)
+            encoded = self._module.encode(self._block_BC)
+            answers_NKM = self._module.answers(encoded)
+            self._said = Said(encoded, answers_NKM, self._module.tell(answers_NKM))
         return self._said
-
-    def _fill(self, features_NC: Float32s) -> Tensor:
-        fill_block(self._block_BC, features_NC)
-        self._said = None
-        return self._block_BC
 
     def _arrays(self) -> Iterator[tuple[str, np.ndarray]]:
         for prefix, group in (("slots", self._slots), ("past", self._past)):

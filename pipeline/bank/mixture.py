@@ -16,6 +16,7 @@ import numpy.typing as npt
 from consumers.compiled import njit_cached
 from consumers.record import Float32s
 from pipeline.bank.experts import MIXERS
+from pipeline.bank.memory import ERROR, SCALE, SHIFT
 
 Float64s = npt.NDArray[np.float64]
 
@@ -146,20 +147,20 @@ def judge_values(
         answer = top_Z[0] * hedged
         for s in range(len(mixers_SM)):
             _mix(told_NKM, n, mixers_SM, s, said_SK)
-            answer += top_Z[1 + s] * (said_SK[s, 0] * label_2[1] + label_2[0])
+            answer += top_Z[1 + s] * (said_SK[s, 0] * label_2[SCALE] + label_2[SHIFT])
         square = (label - answer) ** 2
-        variance = labels_4[3] if labels_4[3] > 0 else square
+        variance = labels_4[ERROR] if labels_4[ERROR] > 0 else square
         for m in range(len(mixture_M)):
             right_M[m] = _likelihood(label - answers_NKM[n, 0, m], variance)
         right_Z[0] = _likelihood(label - hedged, variance)
         for s in range(len(mixers_SM)):
-            right_Z[1 + s] = _likelihood(label - (said_SK[s, 0] * label_2[1] + label_2[0]), variance)
-            wanted = np.float32((label - label_2[0]) / label_2[1])
+            right_Z[1 + s] = _likelihood(label - (said_SK[s, 0] * label_2[SCALE] + label_2[SHIFT]), variance)
+            wanted = np.float32((label - label_2[SHIFT]) / label_2[SCALE])
             said_SK[s, 0] = min(max(said_SK[s, 0] - wanted, -_ONE), _ONE)
             _step(told_NKM, n, mixers_SM, s, said_SK, _STEPS[s] * counted / (_ONE + power / np.float32(len(mixture_M))))
         loss += weight * square
         total += weight
         _hedge(mixture_M, right_M, counted, SHARE)
         _hedge(top_Z, right_Z, counted, TOP_SHARE)
-        labels_4[3] = variance + _ERROR_SHARE * (min(square, _OUTLIER * variance) - variance)
+        labels_4[ERROR] = variance + _ERROR_SHARE * (min(square, _OUTLIER * variance) - variance)
     return loss / max(total, 1e-12)

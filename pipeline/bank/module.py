@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from consumers.config import FeaturesConfig
-from pipeline.bank.experts import EXPERTS, HIDDEN, LINEAR, MEMBERS_BESIDE, MIXERS, NEIGHBOURS
+from pipeline.bank.experts import EXPERTS, HIDDEN, LINEAR, MEMBERS_BESIDE, MIXERS
 from pipeline.config import LearnerConfig
 from pipeline.normalise import Standardiser
 
@@ -27,6 +29,15 @@ CROSSED_COLUMNS_MAX, CROSSES_MAX = 12, 66  # of more columns only categories are
 _DOUBT = 0.3  # votes of the class frequencies, beside those of the neighbours, of which the nearest has one
 _NEAR, _FAR = 1e-3, 1e9  # squared distances: below which rows are the same, and of a place that is empty yet
 _MIX = (-7046029254386353131, -4417276706812531889)  # odd: the golden ratio and another, in 64 bits
+
+
+class Encoded(NamedTuple):
+    """Rows as the members take them: dense inputs [N, D'], embedding rows [N, G], tokens [N, T], memory keys [N, Q]."""
+
+    dense_ND: Tensor
+    rows_NG: Tensor
+    tokens_NT: Tensor
+    keys_NQ: Tensor
 
 
 class Bank(nn.Module):
@@ -113,8 +124,8 @@ class Bank(nn.Module):
         frequencies_FK = torch.full((len(FREQUENCIES), self.outputs), start)
         self.frequencies_FK = self._state("frequencies_FK", frequencies_FK)
 
-    def encode(self, features_NC: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Dense inputs [N, D'], embedding rows [N, G], tokens [N, T] and memory keys [N, Q]."""
+    def encode(self, features_NC: Tensor) -> Encoded:
+        """Numbers standardised and clipped, categories as rows and signs, and all of it hashed."""
         numbers_NF, categories_NG = features_NC[:, : self.numeric], features_NC[:, self.numeric :].long()
         dense_ND = standard_NF = self.standardise(numbers_NF).clamp_(-CLIP, CLIP)
         if len(self.nullable_U):
@@ -128,10 +139,11 @@ class Bank(nn.Module):
             signs_NGA = (ids_NC[:, self.numeric :, None] >> self.shifts_A) & 1
             keys.append(signs_NGA.flatten(1).float() - 0.5)
         keys_NQ = torch.cat([*keys, torch.ones_like(features_NC[:, :1])], dim=1)
-        return dense_ND, categories_NG + self.starts_G, tokens_NT, keys_NQ
+        return Encoded(dense_ND, categories_NG + self.starts_G, tokens_NT, keys_NQ)
 
-    def answers(self, dense_ND: Tensor, rows_NG: Tensor, tokens_NT: Tensor, keys_NQ: Tensor) -> Tensor:
+    def answers(self, encoded: Encoded) -> Tensor:
         """What each member says: probabilities [N, K, M], or values [N, 1, M]."""
+        dense_ND, rows_NG, tokens_NT, keys_NQ = encoded
         size, heads = dense_ND.shape[0], len(LINEAR) * self.outputs
         inputs = [dense_ND, torch.ones_like(keys_NQ[:, :1])]  # there may be no dense column
         if self.categories:
@@ -142,7 +154,7 @@ class Bank(nn.Module):
         hidden_ENH = columns_NJ[:, heads:].relu().view(size, len(EXPERTS), HIDDEN).transpose(0, 1)
         deep_NKE = torch.bmm(hidden_ENH, self.second_EKH.transpose(1, 2)).permute(1, 2, 0)
         linear_NKL = columns_NJ[:, :heads].view(size, len(LINEAR), self.outputs).transpose(1, 2)
-        wide_NK1 = self.wide_RK[tokens_NT].sum(dim=1).unsqueeze(2)
+        wide_NK1 = functional.embedding_bag(tokens_NT, self.wide_RK, mode="sum").unsqueeze(2)
         learned_NKM = torch.cat([linear_NKL, deep_NKE, wide_NK1], dim=2)
         learned_NKM = self._scaled(learned_NKM) if self.regression else learned_NKM.softmax(dim=1)
         frequencies_NKF = self.frequencies_FK.T.expand(size, self.outputs, len(FREQUENCIES))
@@ -164,18 +176,21 @@ class Bank(nn.Module):
     def _neighbours(self, keys_NQ: Tensor) -> list[Tensor]:
         """Votes of the rows in memory: Shepard, "A two-dimensional interpolation function" (1968).
 
-        A vote weighs a power of its squared distance, relative to that of the nearest: no scale has to be known.
+        A vote weighs a power of its squared distance, relative to that of the nearest: no scale has to be known. One
+        member goes by the second power, one by the fourth, one by that and the age of the rows.
         """
         square_N1 = (keys_NQ * keys_NQ).sum(dim=1, keepdim=True) - 1
         keys_NQ = torch.cat([keys_NQ[:, :-1], square_N1, keys_NQ[:, -1:]], dim=1)
         distance_WN = (self.keys_WQ @ keys_NQ.T).clamp_min_(_NEAR)  # rows in memory first: twice as fast
-        closeness_WN = distance_WN.amin(dim=0, keepdim=True) / distance_WN
-        prior_K1, found = self.frequencies_FK[-1, :, None] * _DOUBT, []
-        for recent in NEIGHBOURS:
-            closeness_WN = closeness_WN * (self.recency_W1 if recent else closeness_WN)
-            votes_KN = self.votes_KW @ closeness_WN
-            found.append(((votes_KN[:-1] + prior_K1) / (votes_KN[-1:] + _DOUBT)).T.unsqueeze(2))
-        return found
+        closeness_WN = torch.div(distance_WN.amin(dim=0, keepdim=True), distance_WN, out=distance_WN)
+        near_KN = self.votes_KW @ closeness_WN.square_()  # in place: this is the largest array by far
+        newer_KW = self.votes_KW * self.recency_W1.T
+        nearer_KN, newer_KN = (torch.cat([self.votes_KW, newer_KW]) @ closeness_WN.square_()).chunk(2)
+        prior_K1 = self.frequencies_FK[-1, :, None] * _DOUBT
+        return [
+            ((votes_KN[:-1] + prior_K1) / (votes_KN[-1:] + _DOUBT)).T.unsqueeze(2)
+            for votes_KN in (near_KN, nearer_KN, newer_KN)
+        ]
 
     def tell(self, answers_NKM: Tensor) -> Tensor:
         """The answers as they are mixed by weights: logarithms, or standardised values."""
@@ -190,5 +205,5 @@ class Bank(nn.Module):
 
     def forward(self, features_NC: Tensor) -> Tensor:
         """What each class is worth [N, K], or the value [N, 1]."""
-        answers_NKM = self.answers(*self.encode(features_NC))
+        answers_NKM = self.answers(self.encode(features_NC))
         return self.mix(answers_NKM, self.tell(answers_NKM))

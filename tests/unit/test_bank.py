@@ -51,7 +51,7 @@ def batch_of(features_NC: Any, labels_N: Any) -> Batch:
 def answers(learner: Learner, features_BC: Float32s) -> Float32s:
     """What each member says [N, K, M]."""
     with torch.no_grad():
-        return bank(learner).answers(*bank(learner).encode(torch.from_numpy(features_BC))).numpy()
+        return bank(learner).answers(bank(learner).encode(torch.from_numpy(features_BC))).numpy()
 
 
 @pytest.mark.parametrize("task", TASKS)
