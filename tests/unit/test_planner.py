@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from consumers.arena import NO_REJECTS
 from consumers.codecs.table import allocate
 from consumers.config import StreamConfig
 from consumers.planner import Planner
 from consumers.record import (
+    NO_REJECTS,
     NEVER,
     CaughtUp,
     Lost,
