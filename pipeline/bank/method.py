@@ -88,14 +88,14 @@ class BankMethod:
     def _learn(self, asked: Said, labels_N: Float32s, weights_N: Float32s) -> float:
         """Rows are judged and learned in a mixed order, but remembered as they came: the newest label stays it."""
         regression, seen = self._module.regression, int(self._slots.step_3[1])
-        (dense_ND, rows_NG, tokens_NT, keys_NQ), *said = asked
+        (*encoded, keys_NQ), *said = asked
         mixed_N = mixed_order(len(labels_N))
         loss, targets_N = self._judge(
             [_view(tensor)[mixed_N] for tensor in said], labels_N[mixed_N], weights_N[mixed_N]
         )
-        encoded = (_view(tensor)[mixed_N] for tensor in (dense_ND, rows_NG, tokens_NT))
         history_Q = _view(self._module.history_inputs()).copy()
-        new = Rows(*encoded, targets_N, weights_N[mixed_N])
+        dense_ND, rows_NG, tokens_NT = (_view(tensor)[mixed_N] for tensor in encoded)
+        new = Rows(dense_ND, rows_NG, tokens_NT, targets_N, weights_N[mixed_N])
         learn(self._weights, self._slots, self._scratch, new, self._past, history_Q, regression)
         memory.remember(self._memory, _view(keys_NQ), labels_N, weights_N, seen, regression)
         return loss
