@@ -15,8 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from consumers.config import StreamConfig
 from consumers.planner import Planner
 from consumers.record import (
-    NO_REJECTS,
     NEVER,
+    NO_REJECTS,
     CaughtUp,
     Events,
     Lost,

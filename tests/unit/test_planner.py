@@ -9,8 +9,8 @@ from consumers.codecs.table import allocate
 from consumers.config import StreamConfig
 from consumers.planner import Planner
 from consumers.record import (
-    NO_REJECTS,
     NEVER,
+    NO_REJECTS,
     CaughtUp,
     Lost,
     Membership,
