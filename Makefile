@@ -6,6 +6,8 @@ MLFLOW_PORT ?= 5000
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Tests wait as often as they compute; a file stays in one worker, and the long ones, first by name, begin first.
+SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-faults test-long ui lint bench
@@ -20,13 +22,13 @@ demo: $(STAMP) ## train on a real stream with a local Kafka, in about a minute
 
 test: $(STAMP) ## run all tests and print branch coverage (Java and Maven serve the real Kafka)
 	rm -f .coverage .coverage.*
-	$(BIN)/coverage run -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest $(SIDE_BY_SIDE)
 	$(BIN)/coverage combine --quiet 2> /dev/null  # a killed process leaves half a file
 	rm -f .coverage.*
 	$(BIN)/coverage report --fail-under=90
 
 test-faults: $(STAMP) ## run the slow tests too: real kills, a broken Kafka, MLflow and disk
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(SIDE_BY_SIDE)
 
 test-long: $(STAMP) ## run the proofs of docs/guarantees.md with their full counts: hours
 	$(BIN)/python -m tests.model.protocol
