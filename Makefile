@@ -28,7 +28,7 @@ test: $(STAMP) ## run all tests and print branch coverage (Java and Maven serve 
 	$(BIN)/coverage report --fail-under=90
 
 test-faults: $(STAMP) ## run the slow tests too: real kills, a broken Kafka, MLflow and disk
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest -m slow
 
 test-long: $(STAMP) ## run the proofs of docs/guarantees.md with their full counts: hours
 	$(BIN)/python -m tests.model.protocol
