@@ -6,7 +6,7 @@ MLFLOW_PORT ?= 5000
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Tests wait as often as they compute; a file stays in one worker, and the long ones, first by name, begin first.
+# Three files at a time keep two cores busy, for tests wait too; the long files come first by name, and begin first.
 SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
