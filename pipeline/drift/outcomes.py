@@ -32,7 +32,7 @@ ERRORS = 3
 """The first statistics: the error, how much more it is than was expected, and that of the reference model."""
 
 
-class Layout(NamedTuple):
+class Places(NamedTuple):
     """Where each kind of statistic begins."""
 
     error: int
@@ -43,7 +43,7 @@ class Layout(NamedTuple):
     gap: int  # one for each bin of the score
 
     @classmethod
-    def of(cls, classes: int) -> Layout:
+    def of(cls, classes: int) -> Places:
         return cls(0, 1, 2, ERRORS, ERRORS + classes, ERRORS + 2 * classes)
 
 
@@ -52,7 +52,7 @@ class Outcome(NamedTuple):
 
     kind: int
     classes: int
-    at: Layout
+    at: Places
     centre_scale_2: Float64s  # of labels, for a regression: UNIT over the deviation
     means: Windows
 
@@ -75,7 +75,7 @@ class Outcomes:
         self.means = Means(kind_D, of_D, self.family_D, p, notable=_NOTABLE, trend=True)
         self._labels_R = np.zeros(0, np.float32)
         self._settled = np.zeros(1, np.int64)  # rows
-        at = Layout.of(self._classes)
+        at = Places.of(self._classes)
         self.arrays = Outcome(self._kind, self._classes, at, np.array([0.0, UNIT]), self.means.arrays)
 
     @property

@@ -22,7 +22,7 @@ from consumers.config import FeaturesConfig
 from consumers.record import Bytes1, Float32s, Int64s
 from pipeline.config import MonitorConfig
 from pipeline.drift import Alarm, Shift
-from pipeline.drift.blocks import ERROR_CRITICAL, Beyond, Rows, Settled, Watched, close_detectors, take_rows
+from pipeline.drift.blocks import ERROR_CRITICAL, Beyond, Rows, Settled, Watched, close_detectors, plain, take_rows
 from pipeline.drift.concept import Concept
 from pipeline.drift.inputs import Inputs
 from pipeline.drift.naming import Since, delay_alarm, input_alarm, outcome_alarm, psi_alarm
@@ -85,9 +85,8 @@ class Drift:
         self._counters = np.zeros(3, np.int64)
         self._since = Since()
         self._rise_5 = np.full(len(Rise._fields), np.inf)  # the last one
-        self._watched = Watched(
-            self._inputs.arrays, self._delays.arrays, self._reference.arrays, self._outcomes.arrays, self._since.arrays
-        )
+        watched = self._inputs, self._delays, self._reference, self._outcomes, self._since
+        self._watched = plain(Watched(*(detector.arrays for detector in watched)))
 
     @property
     def unknown_categories(self) -> int:
@@ -118,7 +117,8 @@ class Drift:
         while self._stop < len(real_R):
             full = self._psi_from + self._psi.to_go  # where the window of PSI is
             stop = min(len(real_R), full, *(rise.row + 1 for rise in rises[:1]))
-            beyond = self._take(taken, stop)
+            alarms_first = stop == full or bool(rises) and stop == rises[0].row + 1
+            beyond = self._take(taken, stop, close=not alarms_first)
             if self._stop == full:
                 alarms += self._on_window(features_RC)
             if rises and rises[0].row + 1 == self._stop:
@@ -128,16 +128,18 @@ class Drift:
         self._psi.update(features_RC[self._psi_from :])
         return alarms
 
-    def _take(self, rows: Rows, stop: int) -> Beyond | None:
-        """Gives rows to all detectors but PSI, whose windows are longer.
+    def _take(self, rows: Rows, stop: int, *, close: bool) -> Beyond | None:
+        """Gives rows to all detectors but PSI, whose windows are longer: until `stop`, or until there is something to say.
 
-        Returns what there is to say of a block. None: all rows until `stop` were taken, or those of one block.
+        Returns that, of a block that was closed; None where `_close` has yet to close it, as one that ends with `stop`
+        unless `close`.
         """
         start, settled = self._stop, self._settled()
         waits = self._counters[_RISE_WAITS] or self._counters[_OUTCOME_WAITS]
-        if waits or not settled.outcomes or settled.delays != self._late:
-            stop = min(stop, start + self._since.block_to_go)
-        self._stop, beyond = take_rows(rows, self._watched, settled, start, stop)
+        calm = settled.outcomes and settled.delays == self._late and not waits
+        if not calm:
+            stop, close = min(stop, start + self._since.block_to_go), False
+        self._stop, beyond = take_rows(plain(rows), self._watched, plain(settled), start, stop, close)
         taken = slice(start, self._stop)
         if not settled.inputs:
             self._inputs.keep(rows.features_RC[taken])
@@ -147,7 +149,7 @@ class Drift:
             self._delays.keep(rows.late_R1[taken])
         self._since.here = int(rows.number_R[self._stop - 1]), int(rows.time_R[self._stop - 1])
         self._counters[_QUIET] += self._stop - start
-        return beyond if self._stop < stop else None
+        return Beyond(*beyond) if close or self._stop < stop else None
 
     def _settled(self) -> Settled:
         return Settled(self._inputs.settled, self._late and self._delays.settled, self._outcomes.settled)
@@ -155,7 +157,7 @@ class Drift:
     def _close(self) -> Beyond:
         """Tests after a block."""
         settled = self._settled()
-        beyond = Beyond(*close_detectors(self._watched, settled))
+        beyond = Beyond(*close_detectors(self._watched, plain(settled)))
         if self._late and not settled.delays:
             self._delays.settle()
         if not settled.inputs:
