@@ -21,7 +21,7 @@ ROWS, DOUBLED, PENDING = range(3)  # slots of `counters`: rows of closed blocks;
 
 
 class Layout(NamedTuple):
-    """Where each kind of statistic begins. There is one of it for each numeric column, unless something else is said"""
+    """Where each kind of statistic begins. One for each numeric column, unless something else is said."""
 
     mean: int
     square: int
@@ -149,7 +149,12 @@ def _add_products(rounded_FB: Float32s, rows: int, paired: int, sums_P: Float32s
         upper_P, lower_P = sums_P[i * (i - 1) // 2 :], sums_P[(i + 1) * i // 2 :]
         for j in range(0, i + 1, 2):
             left_B, right_B = rounded_FB[j], rounded_FB[j + 1]
-            upper_left, upper_right, lower_left, lower_right = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+            upper_left, upper_right, lower_left, lower_right = (
+                np.float32(0),
+                np.float32(0),
+                np.float32(0),
+                np.float32(0),
+            )
             for row in range(rows):
                 upper_left += upper_B[row] * left_B[row]
                 upper_right += upper_B[row] * right_B[row]

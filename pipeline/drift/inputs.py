@@ -87,10 +87,9 @@ class Inputs:
         self._counters[ROWS] = self._counters[PENDING]  # fewer than the blocks have, if it was restarted within one
         if self.settled:
             for column in range(self._numeric):
-                scaling = standard(self._buffer_RC[:, column], OCTILES, self._deviation_min)
-                arrays = self.arrays.centre_F, self.arrays.scale_F, self.arrays.edges_EF.T
-                for array, value in zip(arrays, scaling, strict=True):
-                    array[column] = value
+                centre, scale, edges_E = standard(self._buffer_RC[:, column], OCTILES, self._deviation_min)
+                self.arrays.centre_F[column], self.arrays.scale_F[column] = centre, scale
+                self.arrays.edges_EF[:, column] = edges_E
             self._buffer_RC = np.zeros((0, self._numeric), np.float32)
 
     def meaning(self, statistic: int) -> str:

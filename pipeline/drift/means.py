@@ -62,7 +62,9 @@ class Means:
             otherwise, how far from the mean of all.
     """
 
-    def __init__(self, kind_D: Int64s, of_D: Int64s, family_D: Int64s, p: float, *, notable: float, trend: bool) -> None:
+    def __init__(
+        self, kind_D: Int64s, of_D: Int64s, family_D: Int64s, p: float, *, notable: float, trend: bool
+    ) -> None:
         self.trend = trend
         statistics, windows = len(kind_D), len(WINDOWS)
         self._tests_D = windows * np.bincount(family_D)[family_D]
@@ -89,7 +91,8 @@ class Means:
     @property
     def beyond_D(self) -> Float64s:
         """Of the last block: the largest deviation of a window that ends there, as a multiple of what is critical. What
-        is not notable is 0."""
+        is not notable is 0.
+        """
         return self.arrays.beyond_D
 
     def close(self) -> float:
@@ -152,4 +155,5 @@ class Means:
         """Sums of the newest blocks."""
         closed, ring_RD = int(self.arrays.counters[CLOSED]), self.arrays.ring_RD
         sums_D = ring_RD[closed % RING] - ring_RD[(closed - blocks) % RING]
-        return sums_D.astype(np.float64)
+        window_D: Float64s = sums_D.astype(np.float64)
+        return window_D

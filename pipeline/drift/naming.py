@@ -86,7 +86,9 @@ def outcome_alarm(outcomes: Outcomes, statistic: int, since: Since) -> Alarm:
 def delay_alarm(delays: Inputs, since: Since) -> Alarm:
     """Of the delays of labels, whose one column is log2(1 + ms); the effect is in octaves: 1 more is twice as late."""
     moved, p = delays.means.moved(0), delays.means.moved(first(delays.means, delays.family_D)).p
-    log_before, log_after = (delays.arrays.centre_F[0] + mean / delays.arrays.scale_F[0] for mean in (moved.before, moved.after))
+    log_before, log_after = (
+        delays.arrays.centre_F[0] + mean / delays.arrays.scale_F[0] for mean in (moved.before, moved.after)
+    )
     detail = f"labels came {2**log_before / 1000:.3g} s after their features, now {2**log_after / 1000:.3g} s"
     effect = float(log_after - log_before)
     return Alarm("label_delay", None, *since.here, *since.of(moved.rows), effect, p, detail)

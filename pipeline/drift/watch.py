@@ -85,8 +85,8 @@ class Drift:
         self._counters = np.zeros(3, np.int64)
         self._since = Since()
         self._rise_5 = np.full(len(Rise._fields), np.inf)  # the last one
-        watched = self._inputs, self._delays, self._reference, self._outcomes, self._since
-        self._watched = plain(Watched(*(detector.arrays for detector in watched)))
+        detectors = self._reference.arrays, self._outcomes.arrays, self._since.arrays
+        self._watched = plain(Watched(self._inputs.arrays, self._delays.arrays, *detectors))
 
     @property
     def unknown_categories(self) -> int:
@@ -117,7 +117,7 @@ class Drift:
         while self._stop < len(real_R):
             full = self._psi_from + self._psi.to_go  # where the window of PSI is
             stop = min(len(real_R), full, *(rise.row + 1 for rise in rises[:1]))
-            alarms_first = stop == full or bool(rises) and stop == rises[0].row + 1
+            alarms_first = stop == full or (bool(rises) and stop == rises[0].row + 1)
             beyond = self._take(taken, stop, close=not alarms_first)
             if self._stop == full:
                 alarms += self._on_window(features_RC)
@@ -129,9 +129,9 @@ class Drift:
         return alarms
 
     def _take(self, rows: Rows, stop: int, *, close: bool) -> Beyond | None:
-        """Gives rows to all detectors but PSI, whose windows are longer: until `stop`, or until there is something to say.
+        """Gives rows to all detectors but PSI, whose windows are longer: until `stop`, or a block that says something.
 
-        Returns that, of a block that was closed; None where `_close` has yet to close it, as one that ends with `stop`
+        Returns what the last block says; None where `_close` has yet to close it, as that which ends with `stop`
         unless `close`.
         """
         start, settled = self._stop, self._settled()
@@ -312,7 +312,8 @@ class Drift:
 
 def _octaves(late_R: Int64s) -> Float32s:
     """Of how many ms it is, as [R, 1]."""
-    return np.log2(1 + np.maximum(late_R, 0)).astype(np.float32)[:, None]
+    octaves_R1: Float32s = np.log2(1 + np.maximum(late_R, 0)).astype(np.float32)[:, None]
+    return octaves_R1
 
 
 @njit_cached
