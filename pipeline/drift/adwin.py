@@ -181,7 +181,7 @@ def _cut(
                 continue
             if new_rows < min_window:
                 return 0.0, 0.0, 0
-            # Dividing takes long. Without it, roughly: the means' distance times old_rows new_rows, and what that is beyond
+            # Dividing takes long. The distance of the means, and what it is beyond, times old_rows new_rows:
             apart, product = old_total * new_rows - (total - old_total) * old_rows, np.float64(old_rows) * new_rows
             if apart * apart < _SURELY * spread * rows * product:
                 continue
