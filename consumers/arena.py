@@ -12,9 +12,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from consumers.codecs.table import ALIGNMENT, RowArrays, laid_out, row_bytes
-from consumers.record import REJECTS
-
-NO_REJECTS = pa.RecordBatch.from_pylist([], schema=REJECTS)
+from consumers.record import NO_REJECTS, REJECTS
 
 
 class Shape(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from consumers.record import REJECT_RAW_BYTES_MAX, REJECTS, Bytes1, Events, Float32s, Int64s
+from consumers.record import NO_REJECTS, REJECT_RAW_BYTES_MAX, REJECTS, Bytes1, Events, Float32s, Int64s
 
 ALIGNMENT = 64
 """Bytes at a multiple of which each column begins, seen from the start of the memory."""
@@ -97,6 +97,8 @@ class Rejects:
 
     def batch(self) -> pa.RecordBatch:
         """All of them, of schema REJECTS."""
-        columns = zip(*self._rows, strict=True) if self._rows else [()] * len(REJECTS)
+        if not self._rows:
+            return NO_REJECTS
+        columns = zip(*self._rows, strict=True)
         arrays = [pa.array(column, field.type) for column, field in zip(columns, REJECTS, strict=True)]
         return pa.RecordBatch.from_arrays(arrays, schema=REJECTS)

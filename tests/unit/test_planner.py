@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 import pytest
 
-from consumers.arena import NO_REJECTS
 from consumers.codecs.table import allocate
 from consumers.config import StreamConfig
 from consumers.planner import Planner
 from consumers.record import (
     NEVER,
+    NO_REJECTS,
     CaughtUp,
     Lost,
     Membership,
