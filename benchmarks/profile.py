@@ -27,6 +27,7 @@ from consumers.join import Join
 from consumers.record import Span
 from consumers.slabs import SlabTable
 from pipeline.drift.adwin import Adwin
+from pipeline.drift.categories import Categories
 from pipeline.drift.psi import PSI
 from pipeline.drift.watch import Drift
 from pipeline.executor import Eager, Training
@@ -79,7 +80,7 @@ def learner_stages(state: State) -> list[Stage]:
         Stage("monitor", "blocks of 128 rows: inputs, delays, outcomes", _block_calls()),
         Stage("monitor", "PSI of every column", ((PSI, "update"),)),
         Stage("monitor", "ADWIN", ((Adwin, "update"),)),
-        Stage("monitor", "new categories", ((pipeline.drift.watch, "_mark_seen"),)),
+        Stage("monitor", "new categories", ((Categories, "update"),)),
         Stage("monitor", "metric points", ((Monitor, "point"),)),
         Stage("monitor", "the rest", ((Monitor, "observe"), (Drift, "observe"))),
     ]

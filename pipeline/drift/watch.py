@@ -17,12 +17,12 @@ from typing import NamedTuple
 import numpy as np
 
 from consumers.batch import Batch
-from consumers.compiled import njit_cached
 from consumers.config import FeaturesConfig
-from consumers.record import Bytes1, Float32s, Int64s
+from consumers.record import Float32s, Int64s
 from pipeline.config import MonitorConfig
 from pipeline.drift import Alarm, Shift
 from pipeline.drift.blocks import ERROR_CRITICAL, Beyond, Rows, Settled, Watched, close_detectors, plain, take_rows
+from pipeline.drift.categories import Categories
 from pipeline.drift.concept import Concept
 from pipeline.drift.inputs import Inputs
 from pipeline.drift.naming import Since, delay_alarm, input_alarm, outcome_alarm, psi_alarm
@@ -79,9 +79,7 @@ class Drift:
         self._delays = Inputs(1, 0, settle_rows=config.settle_rows, p=config.drift_p, **octaves)
         self._reference = Reference(kind, classes, numeric, categorical)
         self._psi = PSI(numeric, categorical, reference_rows=config.reference_rows, threshold=config.psi_threshold)
-        self._buckets_K = np.array([column.buckets for column in features.categorical], np.int64)
-        self._seen_K = np.zeros(int((-(-self._buckets_K // 8)).sum()), np.uint8)
-        self._unknown = np.zeros(1, np.int64)
+        self._categories = Categories([column.buckets for column in features.categorical])
         self._counters = np.zeros(3, np.int64)
         self._since = Since()
         self._rise_5 = np.full(len(Rise._fields), np.inf)  # the last one
@@ -90,7 +88,8 @@ class Drift:
 
     @property
     def unknown_categories(self) -> int:
-        return int(self._unknown[0])
+        """Rows times columns whose category bucket had never been seen before."""
+        return self._categories.unknown
 
     def observe(self, batch: Batch, rows_trained: int, now_ms: int | None = None) -> list[Alarm]:
         """The alarms that a batch raises, in the order of its rows.
@@ -105,9 +104,7 @@ class Drift:
             return []
         rows = slice(0, batch.rows) if len(real_R) == batch.rows else real_R  # a slice copies nothing
         features_RC, scores_RS, labels_R = batch.features_BC[rows], batch.scores_BS[rows], batch.labels_B[rows]
-        if len(self._buckets_K):
-            categories_RK = features_RC[:, features_RC.shape[1] - len(self._buckets_K) :]
-            self._unknown[0] += _mark_seen(categories_RK, self._buckets_K, self._seen_K)
+        self._categories.update(features_RC)
         number_R, time_R = np.maximum(rows_trained - batch.rows + 1 + real_R, 0), batch.event_time_B[rows]
         self._late = now_ms is not None
         late_R1 = _octaves(now_ms - time_R) if now_ms is not None else _NEVER_LATE_R1
@@ -204,10 +201,9 @@ class Drift:
 
     def _own_state(self) -> Arrays:
         return {
-            "seen": self._seen_K,
-            "unknown": self._unknown,
             "counters": self._counters,
             "rise": self._rise_5,
+            **self._categories.state(),
             **self._since.state(),
         }
 
@@ -314,20 +310,3 @@ def _octaves(late_R: Int64s) -> Float32s:
     """Of how many ms it is, as [R, 1]."""
     octaves_R1: Float32s = np.log2(1 + np.maximum(late_R, 0)).astype(np.float32)[:, None]
     return octaves_R1
-
-
-@njit_cached
-def _mark_seen(ids_NK: Float32s, buckets_K: Int64s, seen: Bytes1) -> int:
-    """Sets the bit of every bucket and returns how many were not set before; bucket 0 is null."""
-    unknown = 0
-    for row in range(ids_NK.shape[0]):
-        start = 0
-        for column in range(len(buckets_K)):
-            bucket = int(ids_NK[row, column])
-            if 0 < bucket < buckets_K[column]:
-                byte, bit = start + (bucket >> 3), np.uint8(1 << (bucket & 7))
-                if not seen[byte] & bit:
-                    seen[byte] |= bit
-                    unknown += 1
-            start += (buckets_K[column] + 7) >> 3
-    return unknown
