@@ -33,6 +33,7 @@ from pipeline.drift.windows import (
     Windows,
     close_block,
     runs,
+    set_variances,
 )
 from pipeline.quality import Arrays, Float64s, fill
 
@@ -104,6 +105,7 @@ class Means:
         arrays, blocks = self.arrays, int(self.arrays.counters[BLOCKS])
         if blocks <= arrays.counters[LEAST]:
             return 0.0
+        set_variances(arrays)
         last_D = self._window(1)
         share = (1 + rows / BLOCK_ROWS) / (blocks - 1)
         variance_D = np.maximum(arrays.variance_D, arrays.strayed_WD[0] / arrays.seen_W[0])
@@ -122,6 +124,7 @@ class Means:
 
     def stray(self, statistic: int) -> float:
         """How many times the variance of independent rows that of longer windows is: 1 or more."""
+        set_variances(self.arrays)
         variance, seen_W = self.arrays.variance_D[statistic], self.arrays.seen_W
         if not variance > 0:
             return 1.0
@@ -131,7 +134,7 @@ class Means:
 
     def restart(self, reference_min: int = REFERENCE_MIN) -> None:
         """Forgets all rows, and tests nothing before there are so many blocks to compare with, but soon in any case."""
-        for array in (*self.state().values(), self.arrays.variance_D, self.arrays.blocks_D, self.beyond_D):
+        for array in (*self.state().values(), self.arrays.blocks_D, self.beyond_D):
             array[...] = 0
         always = REFERENCE_MAX // 2 - int(WINDOWS[-1])  # so many there are even when all has just been halved
         self.arrays.counters[LEAST] = min(reference_min, always)

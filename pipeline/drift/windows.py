@@ -79,8 +79,8 @@ def close_block(means: Windows, trend: bool) -> float:
             else:
                 _note_stray(means, w, closed, blocks)
             means.seen_W[w] += 1
-        if w == 0 and means.seen_W[0]:
-            _variances(means, blocks)
+        if w == 0:
+            set_variances(means)
         if blocks - length >= counters[LEAST]:
             _test(means, w, closed, blocks)
     worst = 0.0
@@ -104,6 +104,7 @@ def _end_block(means: Windows, closed: int) -> None:
         total_D[d] += sums_D[d]
     sums_D[:] = 0
     beyond_D[:] = 0
+    means.blocks_D[:] = 0
 
 
 @njit_cached
@@ -130,14 +131,17 @@ def _note_trend(means: Windows, w: int, closed: int) -> None:
 
 
 @njit_cached
-def _variances(means: Windows, blocks: int) -> None:
-    """Of the sum of one block, were its rows independent.
+def set_variances(means: Windows) -> None:
+    """Of the sum of one block, were its rows independent, from what is part of S; 0 before a window has strayed.
 
     Where it is estimated, it is raised as far as Student's quantile lies above the normal one.
     """
+    if means.seen_W[0] == 0:
+        means.variance_D[:] = 0
+        return
     total_D, variance_D, strayed_D, seen = means.total_D, means.variance_D, means.strayed_WD[0], means.seen_W[0]
     student = 1 + 6.5 / seen  # (z² + 1) / (4 n) at z = 5: Cornish & Fisher
-    whole = blocks * BLOCK_ROWS * UNIT
+    whole = means.counters[BLOCKS] * BLOCK_ROWS * UNIT
     for u in range(len(means.runs_U4)):
         first, end, further = means.runs_U4[u, _FIRST], means.runs_U4[u, _END], means.runs_U4[u, _SQUARE]
         if means.runs_U4[u, _KIND] == SHARE:

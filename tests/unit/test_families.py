@@ -21,7 +21,7 @@ from pipeline.drift.columns import close_columns, count_columns
 from pipeline.drift.inputs import Inputs
 from pipeline.drift.means import Means
 from pipeline.drift.watch import Drift
-from pipeline.drift.windows import BLOCK_ROWS, SHARE, UNIT
+from pipeline.drift.windows import BLOCK_ROWS, OTHER, SHARE, UNIT
 from pipeline.quality import Arrays
 
 ROWS, CHANGE = 12_000, 8000
@@ -273,6 +273,25 @@ def test_however_long_it_settles_and_however_sure_it_is_to_be_it_goes_on_watchin
         means.sums_D[0] = UNIT * BLOCK_ROWS
         moved = means.close() > 1
     assert moved
+
+
+def test_means_say_the_same_at_any_moment_after_a_resume() -> None:
+    def fresh() -> Means:
+        return Means(np.array([SHARE, OTHER]), np.array([0, 0]), np.array([0, 1]), 1e-3, notable=0.4, trend=False)
+
+    means, draw = fresh(), np.random.default_rng(0)
+    for block in range(300):  # past the halving of what is old
+        resumed = fresh()
+        resumed.restore({name: array.copy() for name, array in means.state().items()})
+        assert resumed.peek(64) == means.peek(64), block
+        assert [resumed.stray(d) for d in (0, 1)] == [means.stray(d) for d in (0, 1)], block
+        share = 0.3 if block % 50 == 49 else 0.2
+        sums_D = UNIT * np.array([draw.binomial(BLOCK_ROWS, share), round(draw.normal(0, 9))])
+        for each in (means, resumed):
+            each.sums_D[:] = sums_D
+            each.close()
+        if block > 16:  # else there is nothing before the longest window
+            assert [resumed.moved(d) for d in (0, 1)] == [means.moved(d) for d in (0, 1)], block
 
 
 def test_where_rows_are_booked_apart_from_what_is_learned_a_change_is_dated_as_well() -> None:
