@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from consumers.arena import NO_REJECTS
+from consumers.codecs.table import NO_REJECTS
 from consumers.record import Events, Kind, Partition, Position, Side, Span
 from pipeline.config import JobConfig
 

@@ -11,10 +11,8 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from consumers.codecs.table import ALIGNMENT, RowArrays, laid_out, row_bytes
+from consumers.codecs.table import ALIGNMENT, NO_REJECTS, RowArrays, laid_out, row_bytes
 from consumers.record import REJECTS
-
-NO_REJECTS = pa.RecordBatch.from_pylist([], schema=REJECTS)
 
 
 class Shape(NamedTuple):

@@ -15,6 +15,9 @@ ALIGNMENT = 64
 """Bytes at a multiple of which each column begins, seen from the start of the memory."""
 
 
+NO_REJECTS = pa.RecordBatch.from_pylist([], schema=REJECTS)
+
+
 class RowArrays(NamedTuple):
     """Room for N rows of C feature columns, as compiled loops take it."""
 
@@ -97,6 +100,8 @@ class Rejects:
 
     def batch(self) -> pa.RecordBatch:
         """All of them, of schema REJECTS."""
-        columns = zip(*self._rows, strict=True) if self._rows else [()] * len(REJECTS)
+        if not self._rows:
+            return NO_REJECTS
+        columns = zip(*self._rows, strict=True)
         arrays = [pa.array(column, field.type) for column, field in zip(columns, REJECTS, strict=True)]
         return pa.RecordBatch.from_arrays(arrays, schema=REJECTS)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from consumers.arena import NO_REJECTS
+from consumers.codecs.table import NO_REJECTS
 from consumers.config import parse_size
 from consumers.record import Events, Kind, Partition, Span
 from pipeline.cadence import SnapshotCadence

@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from consumers.arena import NO_REJECTS
+from consumers.codecs.table import NO_REJECTS
 from consumers.config import StreamConfig
 from consumers.planner import Planner
 from consumers.record import (

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from consumers.arena import NO_REJECTS
+from consumers.codecs.table import NO_REJECTS
 from consumers.codecs.table import allocate
 from consumers.config import StreamConfig
 from consumers.planner import Planner
