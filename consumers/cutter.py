@@ -123,8 +123,11 @@ class Cutter:
 
         It is decoded into `rows`, which have room for any span, or into memory of its own.
         """
-        messages, complete = self._extent()
-        if not len(messages) or not (complete or flush):
+        count, complete = self._extent()
+        if not count:
+            return None
+        messages = self._head(count)  # also if it is not cut yet: so the queue has few parts
+        if not (complete or flush):
             return None
         decoded = self._decode(messages, rows)
         fitting = _fitting(messages, decoded.rejects)
@@ -141,8 +144,7 @@ class Cutter:
 
     def cut_to(self, stop: int) -> Cut:
         """The span that ended at `stop` when it was first cut. Raises StreamError if its last record is gone."""
-        messages = self._head(stop - self.next, 2**62, 2**62).messages
-        messages = messages.part(0, bisect_left(messages.offset_N, stop))
+        messages = self._head(sum(bisect_left(part.messages.offset_N, stop) for part in self._queue))
         if not len(messages) or messages.offset_N[-1] != stop - 1:
             raise StreamError(
                 f"{self.partition}@{stop - 1}: this record was learned once, and Kafka has it no more (retention or "
@@ -155,37 +157,35 @@ class Cutter:
             rows = allocate(int(self._codec.rows_N(messages).sum()), self._codec.columns)
         return self._codec.decode(messages, rows)
 
-    def _extent(self) -> tuple[Messages, bool]:
-        """The messages that the next span holds so far, and whether it can hold no more."""
-        head = self._head(self._span, self._span, SPAN_RAW_BYTES_MAX)
-        if not head.count:
-            return head.messages, False
-        offset_N = head.messages.offset_N
-        boundary = (int(offset_N[0]) // self._span + 1) * self._span
-        count = bisect_left(offset_N, boundary, 0, min(head.count, self._span))
-        within = min(_within(head.rows_N[:count], self._span), _within(head.size_N[:count], SPAN_RAW_BYTES_MAX))
-        complete = within < count or count < self._queued or offset_N[count - 1] == boundary - 1
-        return head.messages.part(0, min(within, count)), bool(complete)
+    def _extent(self) -> tuple[int, bool]:
+        """How many messages the next span holds so far, and whether it can hold no more."""
+        if not self._queue:
+            return 0, False
+        boundary = (int(self._queue[0].messages.offset_N[0]) // self._span + 1) * self._span
+        count, rows, size = 0, self._span, SPAN_RAW_BYTES_MAX
+        for part in self._queue:
+            before = bisect_left(part.messages.offset_N, boundary)
+            within = min(before, _within(part.rows_N, rows), _within(part.size_N, size))
+            count += within
+            if within < part.count:
+                return max(1, count), True
+            rows, size = rows - int(part.rows_N.sum()), size - int(part.size_N.sum())
+        return count, self.expected == boundary
 
-    def _head(self, count: int, rows: int, size: int) -> _Part:
-        """The first messages of the queue, and maybe more: `count` of them, those that bring the sum of their rows or
-        bytes over `rows` or `size`, or all that there are.
-
-        Only what is needed of the next part is joined to what is left of the one before: that copies it.
-        """
+    def _head(self, count: int) -> Messages:
+        """The first messages of the queue, so many, as one part. Joining several copies them, and nothing else."""
         parts: list[_Part] = []
-        while self._queue and count > 0 and rows >= 0 and size >= 0:
+        while count > 0:
             part = self._queue.popleft()
-            needed = min(count, _within(part.rows_N, rows) + 1, _within(part.size_N, size) + 1)
-            if parts and needed < part.count:
-                self._queue.appendleft(part.part(needed, part.count))
-                part = part.part(0, needed)
+            if parts and count < part.count:
+                self._queue.appendleft(part.part(count, part.count))
+                part = part.part(0, count)
             parts.append(part)
-            count, rows, size = count - part.count, rows - int(part.rows_N.sum()), size - int(part.size_N.sum())
+            count -= part.count
         if not parts:
-            return _Part(Messages.of([], [], [], []), np.empty(0, np.int64), np.empty(0, np.int64))
+            return Messages.of([], [], [], [])
         self._queue.appendleft(_Part.joined(parts))
-        return self._queue[0]
+        return self._queue[0].messages.part(0, self._queue[0].count + min(count, 0))
 
     def _take(self, messages: Messages, decoded: Decoded) -> Cut:
         start, stop = self.next, int(messages.offset_N[-1]) + 1
@@ -207,8 +207,8 @@ class Cutter:
 
 
 def _within(size_N: Int64s, limit: int) -> int:
-    """How many messages, from the first on, do not bring the sum over the limit; at least one."""
-    return max(1, int(np.searchsorted(np.cumsum(size_N), limit, side="right")))
+    """How many messages, from the first on, do not bring the sum over the limit."""
+    return int(np.searchsorted(np.cumsum(size_N), limit, side="right"))
 
 
 def span_of(partition: Partition, cut: Cut) -> Span:
