@@ -302,7 +302,7 @@ def _limit_memory(job: ReaderJob) -> None:
 
 
 def _bytes(fetched: Mapping[Partition, Messages]) -> int:
-    return sum(messages.nbytes + RECORD_BYTES * len(messages) for messages in fetched.values())
+    return sum(messages.values.data.nbytes + RECORD_BYTES * len(messages) for messages in fetched.values())
 
 
 def _check_gap(cutter: Cutter, offset_N: Int64s) -> None:
