@@ -1,4 +1,4 @@
-"""What C is told of memory; above all, memory whose ranges can be exchanged for files: arrays stay where they are while their bytes move to disk and back.
+"""What C is told of memory; above all, memory whose ranges can be exchanged for files.
 
 A full slab never changes, and a snapshot has it in a file anyway: mapping that file over the slab's place gives its
 memory back without a copy, and without the kernels noticing.

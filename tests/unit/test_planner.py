@@ -5,8 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from consumers.codecs.table import NO_REJECTS
-from consumers.codecs.table import allocate
+from consumers.codecs.table import NO_REJECTS, allocate
 from consumers.config import StreamConfig
 from consumers.planner import Planner
 from consumers.record import (
