@@ -22,8 +22,19 @@ import numpy as np
 from benchmarks.processes import say
 from benchmarks.quality import DATA, find_streams
 from benchmarks.report import delayed
-from consumers.arena import NO_REJECTS
-from consumers.record import Entry, Events, Float32s, Int64s, Kind, Membership, Partition, Position, Span, Tick
+from consumers.record import (
+    NO_REJECTS,
+    Entry,
+    Events,
+    Float32s,
+    Int64s,
+    Kind,
+    Membership,
+    Partition,
+    Position,
+    Span,
+    Tick,
+)
 from consumers.tabular import TableSource
 from pipeline.config import JobConfig, LearnerConfig, label_rule
 from pipeline.learner import Learner

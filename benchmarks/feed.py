@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from consumers.codecs.table import NO_REJECTS
-from consumers.record import Events, Kind, Partition, Position, Side, Span
+from consumers.record import NO_REJECTS, Events, Kind, Partition, Position, Side, Span
 from pipeline.config import JobConfig
 
 SPAN_ROWS = 2048

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from consumers.codecs.table import ALIGNMENT, NO_REJECTS, RowArrays, laid_out, row_bytes
-from consumers.record import REJECTS
+from consumers.codecs.table import ALIGNMENT, RowArrays, laid_out, row_bytes
+from consumers.record import NO_REJECTS, REJECTS
 
 
 class Shape(NamedTuple):

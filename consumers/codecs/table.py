@@ -9,13 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from consumers.record import REJECT_RAW_BYTES_MAX, REJECTS, Bytes1, Events, Float32s, Int64s
+from consumers.record import NO_REJECTS, REJECT_RAW_BYTES_MAX, REJECTS, Bytes1, Events, Float32s, Int64s
 
 ALIGNMENT = 64
 """Bytes at a multiple of which each column begins, seen from the start of the memory."""
-
-
-NO_REJECTS = pa.RecordBatch.from_pylist([], schema=REJECTS)
 
 
 class RowArrays(NamedTuple):

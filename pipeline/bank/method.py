@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from consumers.batch import Batch
-from consumers.record import Float32s
+from consumers.record import Float32s, Int64s
 from pipeline.bank import memory, mixture
 from pipeline.bank.arrays import Rows, Scratch, Slots, Weights
 from pipeline.bank.deep import LANES
@@ -22,6 +22,7 @@ from pipeline.device import flushed_denormals
 from pipeline.executor import Done, Outcome, fill_block
 from pipeline.task import Scorer
 
+_GOLDEN = np.uint32(0x9E3779B9)  # of 2**32
 LABEL_MAX = 1e18  # its square is still a float32
 
 Said = tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor, Tensor]
@@ -85,14 +86,18 @@ class BankMethod:
         self._said = None
 
     def _learn(self, asked: Said, labels_N: Float32s, weights_N: Float32s) -> float:
-        rows, regression = len(labels_N), self._module.regression
-        encoded, *said = asked
-        loss, targets_N = self._judge([_view(tensor)[:rows] for tensor in said], labels_N, weights_N)
-        dense_ND, rows_NG, tokens_NT, keys_NQ = (_view(tensor)[:rows] for tensor in encoded)
-        history_Q, seen = _view(self._module.history_inputs()).copy(), int(self._slots.step_3[1])
-        new = Rows(dense_ND, rows_NG, tokens_NT, targets_N, weights_N)
+        """Rows are judged and learned in a mixed order, but remembered as they came: the newest label stays it."""
+        regression, seen = self._module.regression, int(self._slots.step_3[1])
+        (*encoded, keys_NQ), *said = asked
+        mixed_N = mixed_order(len(labels_N))
+        loss, targets_N = self._judge(
+            [_view(tensor)[mixed_N] for tensor in said], labels_N[mixed_N], weights_N[mixed_N]
+        )
+        history_Q = _view(self._module.history_inputs()).copy()
+        dense_ND, rows_NG, tokens_NT = (_view(tensor)[mixed_N] for tensor in encoded)
+        new = Rows(dense_ND, rows_NG, tokens_NT, targets_N, weights_N[mixed_N])
         learn(self._weights, self._slots, self._scratch, new, self._past, history_Q, regression)
-        memory.remember(self._memory, keys_NQ, labels_N, weights_N, seen, regression)
+        memory.remember(self._memory, _view(keys_NQ), labels_N, weights_N, seen, regression)
         return loss
 
     def _judge(self, said: list[Float32s], labels_N: Float32s, weights_N: Float32s) -> tuple[float, Float32s]:
@@ -149,6 +154,15 @@ class BankMethod:
         self._said = None
         for name, array in self._arrays():
             array[...] = arrays[name]
+
+
+def mixed_order(rows: int) -> Int64s:
+    """An order in which rows that came together are far apart: multiples of the golden ratio (Knuth, TAOCP 6.4).
+
+    Labels may come sorted: positives when they are told, negatives when their window is over. A run of either would
+    pull all that learns fast after it.
+    """
+    return np.argsort(np.arange(rows, dtype=np.uint32) * _GOLDEN)
 
 
 def _view(tensor: Tensor) -> np.ndarray:

@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from consumers.codecs.table import NO_REJECTS
 from consumers.config import parse_size
-from consumers.record import Events, Kind, Partition, Span
+from consumers.record import NO_REJECTS, Events, Kind, Partition, Span
 from pipeline.cadence import SnapshotCadence
 from pipeline.config import JobConfig
 from pipeline.snapshot import Lineage, Snapshots

@@ -12,11 +12,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from consumers.codecs.table import NO_REJECTS
 from consumers.config import StreamConfig
 from consumers.planner import Planner
 from consumers.record import (
     NEVER,
+    NO_REJECTS,
     CaughtUp,
     Events,
     Lost,

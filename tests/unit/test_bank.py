@@ -318,6 +318,16 @@ def test_experts_that_see_the_newest_labels_know_what_repeats() -> None:
     assert np.mean(right[500:]) > 0.87  # 0.9 is all that there is to know
 
 
+def test_labels_that_come_sorted_pull_no_score_to_the_last_ones() -> None:
+    learner, random = Learner(job(batch_size=256)), np.random.default_rng(0)
+    for _ in range(40):
+        features = np.column_stack([random.normal(size=(256, 2)), np.ones(256)]).astype(np.float32)
+        labels = np.sort(random.random(256) < 0.5)[::-1].astype(np.float32)
+        zeros = np.zeros(256, np.int64)
+        learner.step(Batch(features, labels, np.ones(256, np.float32), np.zeros((256, 1), np.float32), zeros, 256))
+    assert abs(learner.score(features).mean() - 0.5) < 0.1
+
+
 def test_an_average_lies_between_and_l2_init_stays_near_where_it_began() -> None:
     learner, heads = Learner(job()), len(LINEAR) * 2
     begun = bank(learner).first_DJ.clone()

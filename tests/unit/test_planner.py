@@ -5,11 +5,12 @@ from collections.abc import Sequence
 
 import pytest
 
-from consumers.codecs.table import NO_REJECTS, allocate
+from consumers.codecs.table import allocate
 from consumers.config import StreamConfig
 from consumers.planner import Planner
 from consumers.record import (
     NEVER,
+    NO_REJECTS,
     CaughtUp,
     Lost,
     Membership,
