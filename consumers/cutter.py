@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import median_low
 from typing import NamedTuple
 
@@ -34,7 +35,8 @@ class Cut(NamedTuple):
     rejects: pa.RecordBatch
 
 
-class _Part(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Part:
     """Messages of a queue, with what is measured of each once."""
 
     messages: Messages
@@ -54,8 +56,11 @@ class _Part(NamedTuple):
         """Several ones after one another, in a buffer of their own; one as it is."""
         if len(parts) == 1:
             return parts[0]
-        messages, rows, sizes = zip(*parts, strict=True)
-        return cls(Messages.joined(messages), np.concatenate(rows), np.concatenate(sizes))
+        return cls(
+            Messages.joined([part.messages for part in parts]),
+            np.concatenate([part.rows_N for part in parts]),
+            np.concatenate([part.size_N for part in parts]),
+        )
 
 
 class Cutter:
