@@ -1,4 +1,4 @@
-"""What C is told of memory; above all, memory whose ranges can be exchanged for files.
+"""Memory whose ranges can be exchanged for files: arrays stay where they are while their bytes move to disk and back.
 
 A full slab never changes, and a snapshot has it in a file anyway: mapping that file over the slab's place gives its
 memory back without a copy, and without the kernels noticing.
@@ -20,8 +20,6 @@ import numpy.typing as npt
 
 PAGE = mmap.PAGESIZE
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_TRIM_BYTES = 2**25
 _MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000
 _MADV_RANDOM, _MADV_DONTNEED, _MADV_HUGEPAGE = 1, 4, 14
 _MAP_FAILED = ctypes.c_void_p(-1).value
@@ -30,17 +28,6 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-
-
-def keep_freed_memory(mmap_bytes: int = 2**22) -> None:
-    """Keeps memory that is given back: what a step or a fetch takes, the next one takes again, and fresh pages are
-    cleared one by one. Pieces of `mmap_bytes` and more still go back at once.
-
-    Without it some 900 page faults a step cost a tenth of the time. Does nothing where the C library is not glibc.
-    """
-    if hasattr(_libc, "mallopt"):
-        _libc.mallopt(_M_MMAP_THRESHOLD, mmap_bytes)
-        _libc.mallopt(_M_TRIM_THRESHOLD, _TRIM_BYTES)
 
 
 def reserve(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:

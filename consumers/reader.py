@@ -29,7 +29,6 @@ from consumers.config import FeaturesConfig, LabelRule, LabelsConfig, StreamConf
 from consumers.cutter import SPAN_RAW_BYTES_MAX, Cut, Cutter, reject_bytes
 from consumers.errors import DependencyError, EvertrainError, StreamError
 from consumers.kafka import CONSUMER_SETTINGS, Cluster, Fetcher, OffsetGoneError, UnreadableBatchError
-from consumers.mapping import keep_freed_memory
 from consumers.record import MESSAGE_ROWS_MAX, Int64s, Messages, Partition, Side
 from consumers.watch import TopicWatch
 
@@ -37,8 +36,6 @@ HELD_BYTES_MAX = 2 * SPAN_RAW_BYTES_MAX
 QUEUE_SPANS_MAX = 2
 NICENESS = 5
 """The learner goes first: a reader that is behind gets the time in which the learner waits for it."""
-FETCHED_BYTES = 2**25
-"""More than librdkafka holds of a partition, which may be taken at once."""
 FETCH_WAIT_S = 0.01
 END_PROOF_EVERY_S = 1.0
 RECORD_BYTES = 48  # what a record takes beside its key and value
@@ -317,7 +314,6 @@ def _check_gap(cutter: Cutter, offset_N: Int64s) -> None:
 def main() -> None:
     """Runs a reader over the two inherited descriptors."""
     os.nice(NICENESS)
-    keep_freed_memory(FETCHED_BYTES)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     code = DIED

@@ -1,7 +1,8 @@
-"""Where tensors are computed, and what torch is told so that a step costs no more than its sums."""
+"""Where tensors are computed, and what torch and the C library are told so that a step costs no more than its sums."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,9 @@ import torch
 from torch import Tensor
 
 from consumers.errors import DependencyError
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_TRIM_BYTES, _MMAP_BYTES = 2**25, 2**22
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -34,6 +38,17 @@ def set_generators(states: dict[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda":
         torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def keep_freed_memory() -> None:
+    """Keeps memory that tensors give back: every step takes as much again, and fresh pages are cleared one by one.
+
+    Without it some 900 page faults a step cost a tenth of the time. Does nothing where the C library is not glibc.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _TRIM_BYTES)
 
 
 @contextmanager

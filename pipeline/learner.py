@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from consumers.batch import Batch
-from consumers.mapping import keep_freed_memory
 from consumers.record import Float32s
 from pipeline.bank.method import BankMethod
 from pipeline.bank.module import Bank
 from pipeline.config import JobConfig
 from pipeline.descent import Descent
-from pipeline.device import choose_device, generators, set_generators
+from pipeline.device import choose_device, generators, keep_freed_memory, set_generators
 from pipeline.executor import Outcome
 from pipeline.identity import torch_threads
 from pipeline.method import Method, arrays_of, tensors_of
