@@ -19,7 +19,7 @@ import torch
 
 import consumers.join
 import consumers.slabs
-import pipeline.monitor
+import pipeline.drift.watch
 from benchmarks import feed, report
 from benchmarks.processes import say
 from consumers.batch import Examples
@@ -27,10 +27,12 @@ from consumers.join import Join
 from consumers.record import Span
 from consumers.slabs import SlabTable
 from pipeline.drift.adwin import Adwin
+from pipeline.drift.categories import Categories
 from pipeline.drift.psi import PSI
+from pipeline.drift.watch import Drift
 from pipeline.executor import Eager, Training
 from pipeline.learner import Learner
-from pipeline.monitor import Drift, Monitor
+from pipeline.monitor import Monitor
 from pipeline.normalise import Standardiser
 from pipeline.quality import Quality
 from pipeline.state import State
@@ -73,13 +75,19 @@ def learner_stages(state: State) -> list[Stage]:
         Stage("join", "examples to their batch", ((Examples, "take"),)),
         Stage("join", "expiry", ((Join, "_expire"),)),
         Stage("join", "slabs that go and come, index", tuple(_slab_calls())),
+        Stage("monitor", "quality by label age", ((Monitor, "_update_by_age"),), whole=True),
         Stage("monitor", "quality", ((Quality, "update"),)),
+        Stage("monitor", "blocks of 128 rows: inputs, delays, outcomes", _block_calls()),
         Stage("monitor", "PSI of every column", ((PSI, "update"),)),
         Stage("monitor", "ADWIN", ((Adwin, "update"),)),
-        Stage("monitor", "categories", ((pipeline.monitor, "_mark_seen"),)),
+        Stage("monitor", "new categories", ((Categories, "update"),)),
         Stage("monitor", "metric points", ((Monitor, "point"),)),
         Stage("monitor", "the rest", ((Monitor, "observe"), (Drift, "observe"))),
     ]
+
+
+def _block_calls() -> tuple[tuple[Any, str], ...]:
+    return (pipeline.drift.watch, "take_rows"), (pipeline.drift.watch, "close_detectors")
 
 
 def _slab_calls() -> Iterator[tuple[Any, str]]:

@@ -110,7 +110,7 @@ class Quality:
                 f"scores {scores_BS.shape}, labels ({rows},), weights {weights_B.shape}: "
                 f"expected scores of width {self.width} and equal lengths"
             )
-        _accumulate(self._kind, scores_BS, labels_B, weights_B, self._totals, self._counts, *self._ring())
+        _accumulate(self._kind, scores_BS, labels_B, weights_B, tuple(self._totals), self._counts, *self._ring())
 
     def restart_recent(self) -> None:
         """The recent metrics are of rows from here on."""
@@ -127,7 +127,7 @@ class Quality:
             recent, no_counts = Totals.empty(self._kind, self.width), np.zeros(2, np.int64)
             oldest = self.rows % window if self.rows > window else 0
             for rows in (slice(oldest, min(self.rows, window)), slice(0, oldest)):
-                _accumulate(self._kind, *self._ring(rows), recent, no_counts, *self._ring(slice(0)))
+                _accumulate(self._kind, *self._ring(rows), tuple(recent), no_counts, *self._ring(slice(0)))
             metrics |= {f"{name}_recent": value for name, value in self._metrics(recent).items()}
         return metrics
 
@@ -208,13 +208,13 @@ def _accumulate(
     scores_BS: Float32s,
     labels_B: Float32s,
     weights_B: Float32s,
-    totals: Totals,
+    plain_totals: tuple[Float64s, ...],  # without names: numba finds the type of a named tuple in Python
     counts: Int64s,
     ring_scores_WS: Float32s,
     ring_labels_W: Float32s,
     ring_weights_W: Float32s,
 ) -> None:
-    window = len(ring_labels_W)
+    totals, window = Totals(*plain_totals), len(ring_labels_W)
     slot = counts[_ROWS] % window if window else 0
     for row in range(len(labels_B)):
         weight, label = np.float64(weights_B[row]), labels_B[row]
@@ -285,8 +285,7 @@ def _add_confidence(confidence: float, hit: bool, weight: float, totals: Totals)
     place = int(min(max(confidence * CALIBRATION_BINS, 0.0), CALIBRATION_BINS - 1.0))
     totals.calibration_3D[_WEIGHT, place] += weight
     totals.calibration_3D[_CONFIDENCE, place] += weight * confidence
-    if hit:
-        totals.calibration_3D[_HITS, place] += weight
+    totals.calibration_3D[_HITS, place] += weight if hit else 0.0
 
 
 @njit_inlined
@@ -294,10 +293,8 @@ def _add_choice(choice: int, label: int, likelihood: float, weight: float, total
     sums_5 = totals.sums_5
     sums_5[_WEIGHT] += weight
     sums_5[_LOGLOSS] -= weight * np.log(min(max(likelihood, LOGLOSS_CLIP), 1 - LOGLOSS_CLIP))
-    if choice == label:
-        sums_5[_CORRECT] += weight
-    if sums_5[_LAST] == label:
-        sums_5[_UNCHANGED] += weight
+    sums_5[_CORRECT] += weight if choice == label else 0.0  # a branch would often be guessed wrong
+    sums_5[_UNCHANGED] += weight if sums_5[_LAST] == label else 0.0
     sums_5[_LAST] = label
     totals.marginals_2K[_LABELS, label] += weight
     totals.marginals_2K[_CHOICES, choice] += weight

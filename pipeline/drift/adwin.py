@@ -19,6 +19,7 @@ from pipeline.drift import Shift
 from pipeline.quality import Arrays, Float64s, fill
 
 _BUCKETS = 5  # per level, M in the paper
+_SURELY = 0.999  # so far from a cut that rounding makes none
 _LEVELS = 58  # bucket sizes 2^0 ... 2^57: more rows than an int64 offset can number
 
 
@@ -32,10 +33,11 @@ class Adwin:
 
     def __init__(self, delta: float, *, clock: int = 32, min_window: int = 16) -> None:
         self._limits = (delta, clock, min_window)
-        self._totals_LM = np.zeros((_LEVELS, _BUCKETS + 1))
-        self._m2_LM = np.zeros((_LEVELS, _BUCKETS + 1))
+        self._totals_LM = np.zeros((_LEVELS, _BUCKETS))
+        self._m2_LM = np.zeros((_LEVELS, _BUCKETS))
         self._filled_L = np.zeros(_LEVELS, np.int64)
         self._rows = np.zeros(1, np.int64)
+        self._scratch_4Q = np.zeros((4, clock + _BUCKETS))
 
     def update(self, values: Float64s) -> list[Shift]:
         """Takes values [N] in [0, 1]; a shift is a check at which a rise cut the window.
@@ -43,7 +45,8 @@ class Adwin:
         `before` and `after` are the means on both sides of the first cut, `rows` those after it.
         """
         shifts_N4 = np.empty((len(values) // self._limits[1] + 1, 4))
-        found = _feed(values, self._totals_LM, self._m2_LM, self._filled_L, self._rows, *self._limits, shifts_N4)
+        window = self._totals_LM, self._m2_LM, self._filled_L
+        found = _feed(values, *window, self._rows, *self._limits, self._scratch_4Q, shifts_N4)
         return [
             Shift(int(row), 0, float(before), float(after), int(rows)) for row, before, after, rows in shifts_N4[:found]
         ]
@@ -85,16 +88,19 @@ def _feed(
     delta: float,
     clock: int,
     min_window: int,
+    scratch_4Q: Float64s,
     shifts_N4: Float64s,
 ) -> int:
-    found = 0
-    for row in range(len(values_N)):
-        _insert(values_N[row], totals_LM, m2_LM, filled_L)
-        rows[0] += 1
+    found = row = 0
+    while row < len(values_N):
+        stop = min(len(values_N), row + clock - rows[0] % clock)
+        _insert(values_N[row:stop], totals_LM, m2_LM, filled_L, scratch_4Q)
+        rows[0] += stop - row
+        row = stop
         if rows[0] % clock == 0:
             before, after, rows_after = _shrink(totals_LM, m2_LM, filled_L, delta, min_window)
             if after > before:
-                shifts_N4[found, 0] = row
+                shifts_N4[found, 0] = row - 1
                 shifts_N4[found, 1] = before
                 shifts_N4[found, 2] = after
                 shifts_N4[found, 3] = rows_after
@@ -103,24 +109,34 @@ def _feed(
 
 
 @njit_cached
-def _insert(value: float, totals_LM: Float64s, m2_LM: Float64s, filled_L: Int64s) -> None:
-    """Adds a bucket of one row; where a level overflows, its two oldest buckets become one of the next."""
-    total, m2 = value, 0.0
-    size = 1
+def _insert(values_N: Float64s, totals_LM: Float64s, m2_LM: Float64s, filled_L: Int64s, scratch_4Q: Float64s) -> None:
+    """Adds buckets of one row each; where a level overflows, two by two its oldest buckets become one of the next.
+
+    Level by level: which two become one is the same as if the rows came one by one.
+    """
+    totals_Q, m2_Q, new_totals_Q, new_m2_Q = scratch_4Q
+    new, size = len(values_N), 1
+    for row in range(new):
+        new_totals_Q[row], new_m2_Q[row] = values_N[row], 0.0
     for level in range(_LEVELS):
-        filled = filled_L[level]
-        totals_LM[level, filled] = total
-        m2_LM[level, filled] = m2
-        if filled < _BUCKETS:
-            filled_L[level] += 1
+        old, count = filled_L[level], filled_L[level] + new
+        for place in range(old):
+            totals_Q[place], m2_Q[place] = totals_LM[level, place], m2_LM[level, place]
+        for place in range(old, count):
+            totals_Q[place], m2_Q[place] = new_totals_Q[place - old], new_m2_Q[place - old]
+        new = max(count - _BUCKETS + 1, 0) // 2
+        for pair in range(new):
+            one, other = 2 * pair, 2 * pair + 1
+            distance = (totals_Q[one] - totals_Q[other]) / size
+            new_totals_Q[pair] = totals_Q[one] + totals_Q[other]
+            new_m2_Q[pair] = m2_Q[one] + m2_Q[other] + distance * distance * size / 2
+        filled_L[level] = count - 2 * new
+        for place in range(_BUCKETS):
+            there = place < filled_L[level]
+            totals_LM[level, place] = totals_Q[2 * new + place] if there else 0.0
+            m2_LM[level, place] = m2_Q[2 * new + place] if there else 0.0
+        if not new:
             return
-        total = totals_LM[level, 0] + totals_LM[level, 1]
-        distance = (totals_LM[level, 0] - totals_LM[level, 1]) / size
-        m2 = m2_LM[level, 0] + m2_LM[level, 1] + distance * distance * size / 2
-        for bucket in range(_BUCKETS - 1):
-            totals_LM[level, bucket] = totals_LM[level, bucket + 2]
-            m2_LM[level, bucket] = m2_LM[level, bucket + 2]
-        filled_L[level] = _BUCKETS - 1
         size *= 2
 
 
@@ -137,13 +153,12 @@ def _shrink(
             return first_before, first_after, first_rows
         if not cut:
             first_before, first_after, first_rows, cut = before, after, rows, True
-        level = _LEVELS - 1
-        while filled_L[level] == 0:
-            level -= 1
+        level = _levels(filled_L) - 1
         for bucket in range(filled_L[level] - 1):
             totals_LM[level, bucket] = totals_LM[level, bucket + 1]
             m2_LM[level, bucket] = m2_LM[level, bucket + 1]
         filled_L[level] -= 1
+        totals_LM[level, filled_L[level]] = m2_LM[level, filled_L[level]] = 0.0
 
 
 @njit_cached
@@ -157,7 +172,7 @@ def _cut(
     confidence = np.log(2 * np.log(rows) / delta)
     total, spread, range_term = mean * rows, 2 * m2 / rows * confidence, 2 / 3 * confidence
     old_rows, old_total = 0, 0.0
-    for level in range(_LEVELS - 1, -1, -1):
+    for level in range(_levels(filled_L) - 1, -1, -1):
         for bucket in range(filled_L[level]):
             old_rows += 1 << level
             old_total += totals_LM[level, bucket]
@@ -166,6 +181,10 @@ def _cut(
                 continue
             if new_rows < min_window:
                 return 0.0, 0.0, 0
+            # Dividing takes long. The distance of the means, and what it is beyond, times old_rows new_rows:
+            apart, product = old_total * new_rows - (total - old_total) * old_rows, np.float64(old_rows) * new_rows
+            if apart * apart < _SURELY * spread * rows * product:
+                continue
             per_old, per_new = 1 / old_rows, 1 / new_rows
             old_mean, new_mean, per_m = old_total * per_old, (total - old_total) * per_new, per_old + per_new
             beyond = abs(old_mean - new_mean) - range_term * per_m
@@ -175,24 +194,33 @@ def _cut(
 
 
 @njit_cached
+def _levels(filled_L: Int64s) -> int:
+    """How many have buckets: those above the first without have none."""
+    level = 0
+    while level < _LEVELS and filled_L[level]:
+        level += 1
+    return level
+
+
+@njit_cached
 def _moments(totals_LM: Float64s, m2_LM: Float64s, filled_L: Int64s) -> tuple[int, float, float]:
     """Rows, mean and sum of squared deviations of the whole window.
 
     Summed anew from the buckets: kept up to date by addition and subtraction they would drift over a run
     without end.
     """
-    top, rows, total = 0, 0, 0.0
-    for level in range(_LEVELS):
+    levels, rows, total = _levels(filled_L), 0, 0.0
+    for level in range(levels):
+        rows += filled_L[level] << level
         for bucket in range(filled_L[level]):
-            rows += 1 << level
             total += totals_LM[level, bucket]
-            top = level
     if not rows:
         return 0, 0.0, 0.0
     mean, m2, share = total / rows, 0.0, 1.0  # of one row in a bucket
-    for level in range(top + 1):
+    for level in range(levels):
+        size = 1 << level
         for bucket in range(filled_L[level]):
             distance = totals_LM[level, bucket] * share - mean
-            m2 += m2_LM[level, bucket] + distance * distance * (1 << level)
+            m2 += m2_LM[level, bucket] + distance * distance * size
         share *= 0.5
     return rows, mean, m2

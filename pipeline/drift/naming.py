@@ -9,62 +9,46 @@ import numpy as np
 
 from consumers.record import Int64s
 from pipeline.drift import Alarm, Shift
+from pipeline.drift.blocks import Place
 from pipeline.drift.inputs import CATEGORY, CORRELATION, FEATURE, MISSING, Inputs
-from pipeline.drift.means import BLOCK_ROWS, Means
+from pipeline.drift.means import Means
 from pipeline.drift.numbers import chance
 from pipeline.drift.outcomes import CALIBRATION, ERROR, LABEL, PREDICTION, Outcomes
 from pipeline.drift.psi import BINS
+from pipeline.drift.windows import BLOCK_ROWS
 from pipeline.quality import Arrays
 
 _INPUT_NAMES = {MISSING: "missing", CATEGORY: "category", FEATURE: "feature", CORRELATION: "correlation"}
 _OUTCOME_NAMES = {ERROR: "concept", LABEL: "label", PREDICTION: "prediction", CALIBRATION: "calibration"}
 _NOTED = 64  # blocks whose first rows are remembered
-_ROWS = 0
 
 
 class Since:
     """Where the stream stands, and where it stood at the beginning of each of the newest blocks."""
 
     def __init__(self) -> None:
-        self.numbers_R = np.zeros(0, np.int64)
-        """Numbers of the batch's rows: how many were learned with it."""
-        self.times_R = np.zeros(0, np.int64)
-        """Their event times, in ms."""
-        self._newest = 0  # of the batch's rows
-        self._rows = np.zeros(1, np.int64)
-        self._noted_B2 = np.zeros((_NOTED, 2), np.int64)  # number and event time of a block's first row
-
-    @property
-    def here(self) -> tuple[int, int]:
+        self.arrays = Place(np.zeros(1, np.int64), np.zeros((_NOTED, 2), np.int64))
+        self.here = 0, 0
         """Number and event time of the newest row."""
-        return int(self.numbers_R[self._newest]), int(self.times_R[self._newest])
 
     @property
     def block_to_go(self) -> int:
         """Rows until the block is full; BLOCK_ROWS where one has just become full."""
-        return BLOCK_ROWS - int(self._rows[_ROWS]) % BLOCK_ROWS
-
-    def advance(self, start: int, stop: int) -> None:
-        """Goes over the batch's rows `[start, stop)`, which lie in one block."""
-        rows = int(self._rows[_ROWS])
-        if rows % BLOCK_ROWS == 0:
-            self._noted_B2[rows // BLOCK_ROWS % _NOTED] = self.numbers_R[start], self.times_R[start]
-        self._rows[_ROWS] += stop - start
-        self._newest = stop - 1
+        return BLOCK_ROWS - int(self.arrays.rows_1[0]) % BLOCK_ROWS
 
     def of(self, rows: int) -> tuple[int, int]:
         """Number of the first of the newest `rows` rows, and the event time at the beginning of its block.
 
         Found by counting the rows that were watched: their numbers may stand still, or leave some out.
         """
-        taken = int(self._rows[_ROWS])
+        taken = int(self.arrays.rows_1[0])
         oldest = max(-(-taken // BLOCK_ROWS) - _NOTED, 0)
         block, further = divmod(max(taken - rows, oldest * BLOCK_ROWS), BLOCK_ROWS)
-        number, time = self._noted_B2[block % _NOTED].tolist()
+        number, time = self.arrays.noted_B2[block % _NOTED].tolist()
         return min(number + further, self.here[0]), time
 
     def state(self) -> Arrays:
-        return {"rows": self._rows, "noted": self._noted_B2}
+        return {"rows": self.arrays.rows_1, "noted": self.arrays.noted_B2}
 
 
 def first(means: Means, family_D: Int64s) -> int:
@@ -102,7 +86,9 @@ def outcome_alarm(outcomes: Outcomes, statistic: int, since: Since) -> Alarm:
 def delay_alarm(delays: Inputs, since: Since) -> Alarm:
     """Of the delays of labels, whose one column is log2(1 + ms); the effect is in octaves: 1 more is twice as late."""
     moved, p = delays.means.moved(0), delays.means.moved(first(delays.means, delays.family_D)).p
-    log_before, log_after = (delays.centre_F[0] + mean / delays.scale_F[0] for mean in (moved.before, moved.after))
+    log_before, log_after = (
+        delays.arrays.centre_F[0] + mean / delays.arrays.scale_F[0] for mean in (moved.before, moved.after)
+    )
     detail = f"labels came {2**log_before / 1000:.3g} s after their features, now {2**log_after / 1000:.3g} s"
     effect = float(log_after - log_before)
     return Alarm("label_delay", None, *since.here, *since.of(moved.rows), effect, p, detail)

@@ -8,26 +8,53 @@ regression all is in units of the label's deviation, and the bins are those of t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from consumers.compiled import njit_cached
+from consumers.compiled import njit_cached, njit_inlined
 from consumers.record import Float32s
 from pipeline.drift.inputs import standard
-from pipeline.drift.means import BLOCK_ROWS, OTHER, SCORE, SHARE, UNIT, Means
-from pipeline.quality import KINDS, Arrays, fill
+from pipeline.drift.means import Means
+from pipeline.drift.windows import BLOCK_ROWS, OTHER, SCORE, SHARE, UNIT, Windows
+from pipeline.quality import KINDS, Arrays, Float64s, fill
 
 _BINARY, _MULTICLASS, _REGRESSION = range(len(KINDS))
 _CLASSES_MAX = 64  # classes are counted modulo this
 _BINS = 4
 _CLIP = 4.0
+_NOTABLE = 0.4  # of what is critical: an error that moves less than that has not moved at all
 
 ERROR, LABEL, PREDICTION, CALIBRATION = range(4)
 
 ERRORS = 3
 """The first statistics: the error, how much more it is than was expected, and that of the reference model."""
+
+
+class Places(NamedTuple):
+    """Where each kind of statistic begins."""
+
+    error: int
+    doubt: int
+    reference: int
+    label: int  # one for each class; one of a binary task; of a regression the mean and the mean square
+    said: int  # as many
+    gap: int  # one for each bin of the score
+
+    @classmethod
+    def of(cls, classes: int) -> Places:
+        return cls(0, 1, 2, ERRORS, ERRORS + classes, ERRORS + 2 * classes)
+
+
+class Outcome(NamedTuple):
+    """What the compiled loop works on."""
+
+    kind: int
+    classes: int
+    at: Places
+    centre_scale_2: Float64s  # of labels, for a regression: UNIT over the deviation
+    means: Windows
 
 
 class Outcomes:
@@ -45,35 +72,29 @@ class Outcomes:
             kind_D[ERRORS : ERRORS + 4], of_D[[ERRORS, ERRORS + 2]] = [SCORE, OTHER] * 2, [ERRORS + 1, ERRORS + 3]
         else:
             kind_D[[0, 2]] = SHARE
-        self.means = Means(kind_D, of_D, self.family_D, p, trend=True)
+        self.means = Means(kind_D, of_D, self.family_D, p, notable=_NOTABLE, trend=True)
         self._labels_R = np.zeros(0, np.float32)
         self._settled = np.zeros(1, np.int64)  # rows
-        self._centre_scale = np.array([0.0, UNIT])
+        at = Places.of(self._classes)
+        self.arrays = Outcome(self._kind, self._classes, at, np.array([0.0, UNIT]), self.means.arrays)
 
     @property
     def settled(self) -> bool:
         """Whether the error of the reference counts."""
         return bool(self._settled[0] >= self._settle_rows)
 
-    def take(self, scores_NS: Float32s, labels_N: Float32s, reference_wrong: int) -> None:
-        """Takes the next rows of a block, of which the reference has got so many wrong."""
-        if self.settled:
-            self.means.sums_D[ERRORS - 1] += UNIT * reference_wrong
-            centre, scale = self._centre_scale.tolist()
-            _count(self._kind, self._classes, scores_NS, labels_N, centre, scale, self.means.sums_D)
-        elif self._kind == _REGRESSION:
+    def keep(self, labels_N: Float32s) -> None:
+        """Takes the next rows of a block before it has settled."""
+        if self._kind == _REGRESSION:
             self._labels_R = np.concatenate([self._labels_R, labels_N])
 
-    def close(self) -> float:
-        """Tests after a block, as `Means.close` does."""
-        if self.settled:
-            return self.means.close()
+    def settle(self) -> None:
+        """Counts a block towards that."""
         self._settled[0] += BLOCK_ROWS
         if self._kind == _REGRESSION and self.settled:
             centre, scale, _ = standard(self._labels_R, 1)
-            self._centre_scale[:] = centre, UNIT * scale
+            self.arrays.centre_scale_2[:] = centre, UNIT * scale
             self._labels_R = np.zeros(0, np.float32)
-        return 0.0
 
     def meaning(self, statistic: int) -> str:
         """What a statistic is the mean of, in words."""
@@ -81,8 +102,8 @@ class Outcomes:
         if family == ERROR:
             return ("mean error", "mean error above what the scores expect", "mean error of the reference")[statistic]
         if family == CALIBRATION:
-            return f"mean gap between label and score in bin {statistic - ERRORS - 2 * self._classes} of {_BINS}"
-        place = (statistic - ERRORS) % self._classes
+            return f"mean gap between label and score in bin {statistic - self.arrays.at.gap} of {_BINS}"
+        place = (statistic - self.arrays.at.label) % self._classes
         what = "label" if family == LABEL else "prediction"
         if self._kind == _REGRESSION:
             return f"mean {'square of the ' if place else ''}{what}, in standard deviations,"
@@ -97,55 +118,92 @@ class Outcomes:
         self._labels_R = np.zeros(0, np.float32)
 
     def state(self) -> dict[str, Arrays]:
-        own: Arrays = {"labels": self._labels_R, "settled": self._settled, "centre_scale": self._centre_scale}
+        own: Arrays = {"labels": self._labels_R, "settled": self._settled, "centre_scale": self.arrays.centre_scale_2}
         return {"outcomes": own, "outcome_means": self.means.state()}
 
     def restore(self, parts: Mapping[str, Mapping[str, npt.NDArray[Any]]]) -> None:
         own = parts.get("outcomes", {})
-        fill({"settled": self._settled, "centre_scale": self._centre_scale}, own)
+        fill({"settled": self._settled, "centre_scale": self.arrays.centre_scale_2}, own)
         self._labels_R = np.zeros(len(own["labels"]), np.float32)
         fill({"labels": self._labels_R}, own)
         self.means.restore(parts.get("outcome_means", {}))
 
 
 @njit_cached
-def _count(
-    kind: int, classes: int, scores_NS: Float32s, labels_N: Float32s, centre: float, scale: float, sums_D: Float32s
-) -> None:
-    """Adds rows to a block's sums. A row without a finite score counts for its label alone."""
-    label_at, said_at, bin_at = ERRORS, ERRORS + classes, ERRORS + 2 * classes
-    for row in range(len(labels_N)):
+def count_outcomes(scores_RS: Float32s, labels_R: Float32s, start: int, stop: int, outcome: Outcome) -> None:
+    """Adds rows `[start, stop)` to the block's sums. A row without a finite score counts for its label alone."""
+    if outcome.kind == _BINARY:
+        _count_binary(scores_RS, labels_R, start, stop, outcome)
+        return
+    for row in range(start, stop):
         best, finite = 0, True
-        for k in range(scores_NS.shape[1]):
-            finite = finite and np.isfinite(scores_NS[row, k])
-            best = k if scores_NS[row, k] > scores_NS[row, best] else best
-        score, label = np.float64(scores_NS[row, best]), np.float64(labels_N[row])
-        if kind == _REGRESSION:
-            bound = _CLIP * UNIT
-            found = int(min(max((label - centre) * scale, -bound), bound))
-            sums_D[label_at] += found
-            sums_D[label_at + 1] += (found * found) // UNIT
-            if finite:
-                said = int(min(max((score - centre) * scale, -bound), bound))
-                sums_D[said_at] += said
-                sums_D[said_at + 1] += (said * said) // UNIT
-                sums_D[0] += abs(found - said)
-                sums_D[bin_at + 2 * int(said > 0) + int(abs(said) > 0.67 * UNIT)] += found - said
-            continue
-        score = np.float64(min(max(score, 0.0), 1.0))  # one that is no probability shall find a bin, too
-        if kind == _BINARY:
-            sums_D[label_at] += UNIT * int(label == 1)
-            if finite:
-                said, wrong = int(score * UNIT + 0.5), UNIT * int((score >= 0.5) != (label == 1))
-                sums_D[0] += wrong
-                sums_D[1] += wrong - min(said, UNIT - said)
-                sums_D[said_at] += said
-                sums_D[bin_at + min(int(score * _BINS), _BINS - 1)] += UNIT * int(label == 1) - said
+        for k in range(scores_RS.shape[1]):
+            finite = finite and np.isfinite(scores_RS[row, k])
+            best = k if scores_RS[row, k] > scores_RS[row, best] else best
+        score, label = np.float64(scores_RS[row, best]), np.float64(labels_R[row])
+        if outcome.kind == _REGRESSION:
+            _count_value(score, label, finite, outcome)
         else:
-            sums_D[label_at + int(label) % classes] += UNIT
-            if finite:
-                doubt, wrong = int((1 - score) * UNIT + 0.5), UNIT * int(best != label)
-                sums_D[0] += wrong
-                sums_D[1] += wrong - doubt
-                sums_D[said_at + best % classes] += UNIT
-                sums_D[bin_at + min(int(score * _BINS), _BINS - 1)] += doubt - wrong
+            _count_class(best, score, label, finite, outcome)
+
+
+@njit_cached
+def _count_binary(scores_RS: Float32s, labels_R: Float32s, start: int, stop: int, outcome: Outcome) -> None:
+    at, sums_D = outcome.at, outcome.means.sums_D
+    labels = wrongs = doubts = saids = 0
+    for row in range(start, stop):
+        label = int(labels_R[row] == 1)
+        labels += label
+        if not np.isfinite(scores_RS[row, 0]):
+            continue
+        score = _probability(np.float64(scores_RS[row, 0]))
+        said, wrong = int(score * UNIT + 0.5), label ^ int(score >= 0.5)
+        wrongs += wrong
+        doubts += min(said, UNIT - said)
+        saids += said
+        sums_D[at.gap + min(int(score * _BINS), _BINS - 1)] += UNIT * label - said
+    sums_D[at.error] += UNIT * wrongs
+    sums_D[at.doubt] += UNIT * wrongs - doubts
+    sums_D[at.label] += UNIT * labels
+    sums_D[at.said] += saids
+
+
+@njit_inlined
+def _count_class(best: int, score: float, label: float, finite: bool, outcome: Outcome) -> None:
+    at, sums_D = outcome.at, outcome.means.sums_D
+    sums_D[at.label + int(label) % outcome.classes] += UNIT
+    if finite:
+        score = _probability(score)
+        doubt, wrong = int((1 - score) * UNIT + 0.5), UNIT * int(best != label)
+        sums_D[at.error] += wrong
+        sums_D[at.doubt] += wrong - doubt
+        sums_D[at.said + best % outcome.classes] += UNIT
+        sums_D[at.gap + min(int(score * _BINS), _BINS - 1)] += doubt - wrong
+
+
+@njit_inlined
+def _count_value(score: float, label: float, finite: bool, outcome: Outcome) -> None:
+    at, sums_D = outcome.at, outcome.means.sums_D
+    found = _in_deviations(label, outcome)
+    sums_D[at.label] += found
+    sums_D[at.label + 1] += (found * found) // UNIT
+    if finite:
+        said = _in_deviations(score, outcome)
+        sums_D[at.said] += said
+        sums_D[at.said + 1] += (said * said) // UNIT
+        sums_D[at.error] += abs(found - said)
+        sums_D[at.gap + 2 * int(said > 0) + int(abs(said) > 0.67 * UNIT)] += found - said
+
+
+@njit_inlined
+def _in_deviations(value: float, outcome: Outcome) -> int:
+    """In UNITs of the labels' deviation."""
+    bound = _CLIP * UNIT
+    scaled = (value - outcome.centre_scale_2[0]) * outcome.centre_scale_2[1]
+    return int(min(max(scaled, -bound), bound))
+
+
+@njit_inlined
+def _probability(score: float) -> float:
+    """One that is none shall find a bin, too."""
+    return min(max(score, 0.0), 1.0)

@@ -7,7 +7,7 @@ The population stability index, sum((p - q) ln(p / q)), is the symmetrised Kullb
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +17,13 @@ from consumers.record import Float32s, Int64s
 from pipeline.drift import Shift
 from pipeline.quality import Arrays, Float64s, fill
 
+Uint32s: TypeAlias = npt.NDArray[np.uint32]
+
 BINS = 64
 _NULL_BIN = BINS
 _SMOOTHING = 0.5  # a count added to every bin of both histograms: Krichevsky & Trofimov (1981)
 _SIGMAS = 4.0
+_AT_ONCE = 32  # rows
 _FILLED, _FIXED = 0, 1  # slots of `counters`
 
 
@@ -44,7 +47,7 @@ class PSI:
         self._counters = np.zeros(2, np.int64)
         self._low_F = np.zeros(numeric)
         self._per_bin_F = np.zeros(numeric)
-        self._bin_F = np.zeros(numeric, np.int64)  # scratch
+        self._bin_NF = np.zeros((_AT_ONCE, numeric), np.uint32)  # scratch
         self._reference_CH = np.zeros((columns, BINS + 1), np.int64)
         self._window_CH = np.zeros((columns, BINS + 1), np.int64)
         self.psi_C: Float64s = np.full(columns, np.nan)
@@ -58,7 +61,7 @@ class PSI:
             count = min(len(values) - taken, self._reference_rows - filled)
             rows_NC = values[taken : taken + count]
             if self._counters[_FIXED]:
-                _histogram(rows_NC, self._low_F, self._per_bin_F, self._bin_F, self._window_CH)
+                _histogram(rows_NC, self._low_F, self._per_bin_F, self._bin_NF, self._window_CH)
             else:
                 self._buffer_RC[filled : filled + count] = rows_NC
             taken += count
@@ -116,7 +119,7 @@ class PSI:
             half = max(_SIGMAS * deviation, 1e-6 * abs(mean), 1e-12)
             self._low_F[column] = mean - half
             self._per_bin_F[column] = BINS / (2 * half)
-        _histogram(self._buffer_RC, self._low_F, self._per_bin_F, self._bin_F, self._reference_CH)
+        _histogram(self._buffer_RC, self._low_F, self._per_bin_F, self._bin_NF, self._reference_CH)
         self._counters[_FIXED] = 1
         self._drop_buffer()
 
@@ -138,14 +141,18 @@ class PSI:
 
 
 @njit_cached
-def _histogram(features_NC: Float32s, low_F: Float64s, per_bin_F: Float64s, bin_F: Int64s, counts_CH: Int64s) -> None:
+def _histogram(features_NC: Float32s, low_F: Float64s, per_bin_F: Float64s, bin_NF: Uint32s, counts_CH: Int64s) -> None:
+    """Adds rows to the counts: the bins of some first, apart from the counting, so several at a time are found."""
     numeric = len(low_F)
-    for row in range(features_NC.shape[0]):
-        for column in range(numeric):  # apart from the counting: without it the processor takes several at once
-            value = features_NC[row, column]
-            place = min(max((value - low_F[column]) * per_bin_F[column], 0.0), BINS - 1.0)
-            bin_F[column] = _NULL_BIN if np.isnan(value) else int(place)
-        for column in range(numeric):
-            counts_CH[column, bin_F[column]] += 1
-        for column in range(numeric, features_NC.shape[1]):
-            counts_CH[column, int(features_NC[row, column]) & (BINS - 1)] += 1
+    for start in range(0, len(features_NC), len(bin_NF)):
+        stop = min(start + len(bin_NF), len(features_NC))
+        for row in range(start, stop):
+            for column in range(numeric):
+                value = features_NC[row, column]
+                place = min(max((value - low_F[column]) * per_bin_F[column], 0.0), BINS - 1.0)
+                bin_NF[row - start, column] = np.int32(_NULL_BIN if np.isnan(value) else place)
+        for row in range(start, stop):
+            for column in range(numeric):
+                counts_CH[column, np.uint64(bin_NF[row - start, column])] += 1  # unsigned: none is counted from the end
+            for column in range(numeric, features_NC.shape[1]):
+                counts_CH[column, int(features_NC[row, column]) & (BINS - 1)] += 1

@@ -12,40 +12,54 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 from consumers.batch import Batch
-from consumers.compiled import njit_cached
 from consumers.config import FeaturesConfig
-from consumers.record import Bytes1, Float32s, Int64s
+from consumers.record import Float32s, Int64s
 from pipeline.config import MonitorConfig
 from pipeline.drift import Alarm, Shift
+from pipeline.drift.blocks import ERROR_CRITICAL, Beyond, Rows, Settled, Watched, close_detectors, plain, take_rows
+from pipeline.drift.categories import Categories
 from pipeline.drift.concept import Concept
 from pipeline.drift.inputs import Inputs
-from pipeline.drift.means import BLOCK_ROWS
 from pipeline.drift.naming import Since, delay_alarm, input_alarm, outcome_alarm, psi_alarm
 from pipeline.drift.numbers import chance
 from pipeline.drift.outcomes import CALIBRATION, ERROR, ERRORS, LABEL, PREDICTION, Outcomes
 from pipeline.drift.psi import PSI
 from pipeline.drift.reference import Reference
+from pipeline.drift.windows import BLOCK_ROWS
 from pipeline.quality import Arrays, fill
 
 _PATIENCE = 2  # blocks
 _SUSPICIOUS = 0.9  # of the deviation that is critical
 _QUIET_ROWS = 1024
 _USUAL_ROWS = 4096
-_ERROR_CRITICAL = 0.95  # of the deviation that is critical: only a rise counts
-_DOUBT_ERROR = 0.7  # of the same: so far the error itself has to rise with that beyond what scores expect
+_DOUBT_ERROR = 0.7  # of ERROR_CRITICAL: so far the error itself has to rise with that beyond what scores expect
 _RISE_DEVIATIONS = 4.0  # a rise is at least so many deviations of a mean, as far as such means stray anyway
 _EFFECT_MIN = {LABEL: 0.0, PREDICTION: 0.1, CALIBRATION: 0.05}
 """A learner that learns changes its predictions a little all the time."""
 
 _OCTAVES_MIN = 0.5  # of labels' delays: rows of a batch share much of theirs, so a window holds few of them
 
+_OCTAVES_NOTABLE = 0.4  # of what is critical: the mean is said even where it was a share that has moved
+
 _OCTAVES_DEVIATION = 2.0  # at least: where all delays are alike, others still lie within the 4 that are told apart
 
 _QUIET, _RISE_WAITS, _OUTCOME_WAITS = range(3)  # slots of `counters`
+_NEVER_LATE_R1 = np.zeros((0, 1), np.float32)
+
+
+class Rise(NamedTuple):
+    """A rise of the mean error, of which it is not yet clear whether it is said."""
+
+    before: float
+    after: float
+    p: float
+    since_row: float
+    since_time: float
 
 
 class Drift:
@@ -59,21 +73,23 @@ class Drift:
         self._concept = Concept(kind, config.adwin_delta)
         self._inputs = Inputs(numeric, categorical, settle_rows=config.settle_rows, p=config.drift_p)
         self._outcomes = Outcomes(kind, classes, settle_rows=4 * config.settle_rows, p=config.drift_p)
-        self._late_R1: Float32s | None = None  # of the batch, like the next
+        self._late = False  # whether it is known of the batch how late labels were; like the next
         self._stop = self._psi_from = 0  # rows that were taken, and those that PSI has or need not have
-        self._delays = Inputs(1, 0, settle_rows=config.settle_rows, p=config.drift_p, deviation_min=_OCTAVES_DEVIATION)
+        octaves = {"deviation_min": _OCTAVES_DEVIATION, "notable": _OCTAVES_NOTABLE}
+        self._delays = Inputs(1, 0, settle_rows=config.settle_rows, p=config.drift_p, **octaves)
         self._reference = Reference(kind, classes, numeric, categorical)
         self._psi = PSI(numeric, categorical, reference_rows=config.reference_rows, threshold=config.psi_threshold)
-        self._buckets_K = np.array([column.buckets for column in features.categorical], np.int64)
-        self._seen_K = np.zeros(int((-(-self._buckets_K // 8)).sum()), np.uint8)
-        self._unknown = np.zeros(1, np.int64)
+        self._categories = Categories([column.buckets for column in features.categorical])
         self._counters = np.zeros(3, np.int64)
         self._since = Since()
-        self._rise_5 = np.full(5, np.inf)  # the rise that waits: before, after, p, since_row, since_time
+        self._rise_5 = np.full(len(Rise._fields), np.inf)  # the last one
+        detectors = self._reference.arrays, self._outcomes.arrays, self._since.arrays
+        self._watched = plain(Watched(self._inputs.arrays, self._delays.arrays, *detectors))
 
     @property
     def unknown_categories(self) -> int:
-        return int(self._unknown[0])
+        """Rows times columns whose category bucket had never been seen before."""
+        return self._categories.unknown
 
     def observe(self, batch: Batch, rows_trained: int, now_ms: int | None = None) -> list[Alarm]:
         """The alarms that a batch raises, in the order of its rows.
@@ -88,44 +104,64 @@ class Drift:
             return []
         rows = slice(0, batch.rows) if len(real_R) == batch.rows else real_R  # a slice copies nothing
         features_RC, scores_RS, labels_R = batch.features_BC[rows], batch.scores_BS[rows], batch.labels_B[rows]
-        if len(self._buckets_K):
-            categories_RK = features_RC[:, features_RC.shape[1] - len(self._buckets_K) :]
-            self._unknown[0] += _mark_seen(categories_RK, self._buckets_K, self._seen_K)
-        self._since.numbers_R = np.maximum(rows_trained - batch.rows + 1 + real_R, 0)
-        self._since.times_R = batch.event_time_B[rows]
-        self._late_R1 = None
-        if now_ms is not None:
-            late_R = np.log2(1 + np.maximum(now_ms - self._since.times_R, 0))
-            self._late_R1 = late_R.astype(np.float32)[:, None]
+        self._categories.update(features_RC)
+        number_R, time_R = np.maximum(rows_trained - batch.rows + 1 + real_R, 0), batch.event_time_B[rows]
+        self._late = now_ms is not None
+        late_R1 = _octaves(now_ms - time_R) if now_ms is not None else _NEVER_LATE_R1
+        taken = Rows(features_RC, scores_RS, labels_R, late_R1, number_R, time_R)
         alarms: list[Alarm] = []
-        at = self._stop = self._psi_from = 0
-        while at < len(real_R):
+        self._stop = self._psi_from = 0
+        while self._stop < len(real_R):
             full = self._psi_from + self._psi.to_go  # where the window of PSI is
-            self._stop = stop = min(len(real_R), at + self._since.block_to_go, full)
-            if rises:
-                self._stop = stop = min(stop, rises[0].row + 1)
-            self._take(features_RC[at:stop], scores_RS[at:stop], labels_R[at:stop], at)
-            if stop == full:
+            stop = min(len(real_R), full, *(rise.row + 1 for rise in rises[:1]))
+            alarms_first = stop == full or (bool(rises) and stop == rises[0].row + 1)
+            beyond = self._take(taken, stop, close=not alarms_first)
+            if self._stop == full:
                 alarms += self._on_window(features_RC)
-            if rises and rises[0].row + 1 == stop:
+            if rises and rises[0].row + 1 == self._stop:
                 alarms += self._on_rise(rises.pop(0))
             if self._since.block_to_go == BLOCK_ROWS:
-                alarms += self._on_block()
-            at = stop
+                alarms += self._on_block(beyond or self._close())
         self._psi.update(features_RC[self._psi_from :])
         return alarms
 
-    def _take(self, features_NC: Float32s, scores_NS: Float32s, labels_N: Float32s, at: int) -> None:
-        """Gives rows of one block to all detectors but PSI, whose windows are longer."""
-        stop = at + len(labels_N)
-        self._inputs.take(features_NC)
-        if self._late_R1 is not None:
-            self._delays.take(self._late_R1[at:stop])
-        learn = not self._outcomes.settled
-        wrong = self._reference.take(features_NC, labels_N, self._inputs, learn=learn)
-        self._outcomes.take(scores_NS, labels_N, wrong)
-        self._since.advance(at, stop)
-        self._counters[_QUIET] += len(labels_N)
+    def _take(self, rows: Rows, stop: int, *, close: bool) -> Beyond | None:
+        """Gives rows to all detectors but PSI, whose windows are longer: until `stop`, or a block that says something.
+
+        Returns what the last block says; None where `_close` has yet to close it, as that which ends with `stop`
+        unless `close`.
+        """
+        start, settled = self._stop, self._settled()
+        waits = self._counters[_RISE_WAITS] or self._counters[_OUTCOME_WAITS]
+        calm = settled.outcomes and settled.delays == self._late and not waits
+        if not calm:
+            stop, close = min(stop, start + self._since.block_to_go), False
+        self._stop, beyond = take_rows(plain(rows), self._watched, plain(settled), start, stop, close)
+        taken = slice(start, self._stop)
+        if not settled.inputs:
+            self._inputs.keep(rows.features_RC[taken])
+        if not settled.outcomes:
+            self._outcomes.keep(rows.labels_R[taken])
+        if self._late and not settled.delays:
+            self._delays.keep(rows.late_R1[taken])
+        self._since.here = int(rows.number_R[self._stop - 1]), int(rows.time_R[self._stop - 1])
+        self._counters[_QUIET] += self._stop - start
+        return Beyond(*beyond) if close or self._stop < stop else None
+
+    def _settled(self) -> Settled:
+        return Settled(self._inputs.settled, self._late and self._delays.settled, self._outcomes.settled)
+
+    def _close(self) -> Beyond:
+        """Tests after a block."""
+        settled = self._settled()
+        beyond = Beyond(*close_detectors(self._watched, plain(settled)))
+        if self._late and not settled.delays:
+            self._delays.settle()
+        if not settled.inputs:
+            self._inputs.settle()
+        if self._inputs.settled and not settled.outcomes:
+            self._outcomes.settle()
+        return beyond
 
     def _on_window(self, features_RC: Float32s) -> list[Alarm]:
         """Gives PSI the end of its window."""
@@ -165,10 +201,9 @@ class Drift:
 
     def _own_state(self) -> Arrays:
         return {
-            "seen": self._seen_K,
-            "unknown": self._unknown,
             "counters": self._counters,
             "rise": self._rise_5,
+            **self._categories.state(),
             **self._since.state(),
         }
 
@@ -186,8 +221,8 @@ class Drift:
 
     def _armed(self, mean: float) -> bool:
         """Whether the error of the last alarm is past, when it was so much before it rose, or has become usual."""
-        quiet, (before, after) = self._counters[_QUIET], self._rise_5[:2]
-        return bool(quiet >= _USUAL_ROWS or (quiet >= _QUIET_ROWS and mean <= (before + after) / 2))
+        quiet, last = self._counters[_QUIET], Rise(*self._rise_5.tolist())
+        return bool(quiet >= _USUAL_ROWS or (quiet >= _QUIET_ROWS and mean <= (last.before + last.after) / 2))
 
     def _on_rise(self, rise: Shift) -> list[Alarm]:
         """A rise of the error, unless it is one of those that follow another, or is nothing unusual here."""
@@ -200,37 +235,35 @@ class Drift:
         if not self._armed(before) or self._counters[_RISE_WAITS]:
             self._counters[_QUIET] = 0
             return []
-        self._rise_5[:] = before, after, chance(deviations), *self._since.of(rise.rows)
+        self._rise_5[:] = Rise(before, after, chance(deviations), *self._since.of(rise.rows))
         return self._suspect(BLOCK_ROWS - self._since.block_to_go or BLOCK_ROWS)
 
-    def _on_block(self) -> list[Alarm]:
+    def _on_block(self, beyond: Beyond) -> list[Alarm]:
         late: list[Alarm] = []
-        if self._late_R1 is not None and self._delays.close() > 1:
+        if beyond.delays > 1:
             alarm = delay_alarm(self._delays, self._since)
             if abs(alarm.effect) >= _OCTAVES_MIN:
                 self._delays.restart()
                 late = [alarm]
-        return late + self._on_block_of_rows()
+        return late + self._on_block_of_rows(beyond)
 
-    def _on_block_of_rows(self) -> list[Alarm]:
+    def _on_block_of_rows(self, beyond: Beyond) -> list[Alarm]:
         counters = self._counters
-        inputs = self._inputs.close()
-        outcomes = self._outcomes.close() if self._inputs.settled else 0.0
-        if inputs > 1:
+        if beyond.inputs > 1:
             alarm = input_alarm(self._inputs, self._names, self._since)
             self._restart()
             return [alarm]
         if counters[_RISE_WAITS]:
             counters[_RISE_WAITS] -= 1
             return [self._concept_alarm()] if counters[_RISE_WAITS] == 0 else []
-        if outcomes <= _ERROR_CRITICAL:
+        if beyond.outcomes <= ERROR_CRITICAL:
             counters[_OUTCOME_WAITS] = 0
             return []
         means = self._outcomes.means
-        error, doubt, reference = means.beyond_D[:ERRORS] / _ERROR_CRITICAL
+        error, doubt, reference = means.beyond_D[:ERRORS] / ERROR_CRITICAL
         if self._armed(means.moved(0).before) and (error > 1 or reference > 1 or (doubt > 1 and error > _DOUBT_ERROR)):
             moved = means.moved(ERRORS - 1 if reference > max(error, doubt) else 0)
-            self._rise_5[:] = moved.before, moved.after, moved.p, *self._since.of(moved.rows)
+            self._rise_5[:] = Rise(moved.before, moved.after, moved.p, *self._since.of(moved.rows))
             return self._suspect(0)
         others = self._other_outcome()
         if counters[_OUTCOME_WAITS]:
@@ -273,18 +306,7 @@ class Drift:
         return alarm
 
 
-@njit_cached
-def _mark_seen(ids_NK: Float32s, buckets_K: Int64s, seen: Bytes1) -> int:
-    """Sets the bit of every bucket and returns how many were not set before; bucket 0 is null."""
-    unknown = 0
-    for row in range(ids_NK.shape[0]):
-        start = 0
-        for column in range(len(buckets_K)):
-            bucket = int(ids_NK[row, column])
-            if 0 < bucket < buckets_K[column]:
-                byte, bit = start + (bucket >> 3), np.uint8(1 << (bucket & 7))
-                if not seen[byte] & bit:
-                    seen[byte] |= bit
-                    unknown += 1
-            start += (buckets_K[column] + 7) >> 3
-    return unknown
+def _octaves(late_R: Int64s) -> Float32s:
+    """Of how many ms it is, as [R, 1]."""
+    octaves_R1: Float32s = np.log2(1 + np.maximum(late_R, 0)).astype(np.float32)[:, None]
+    return octaves_R1

@@ -21,6 +21,8 @@ from tests.stream import START_MS, Record, events, job_document
 
 from consumers.broker import create_topics  # isort: skip
 
+pytestmark = pytest.mark.timeout(400)  # several processes that import torch, on a machine that may be busy
+
 ROWS = 12_000
 GARBAGE = 5
 

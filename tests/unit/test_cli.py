@@ -164,7 +164,7 @@ class TestStatus:
         write_live(state_dir)
         assert status.read_status(state_dir, NOW_MS + 1000)["running"]
 
-    @pytest.mark.parametrize(("pid", "age_ms"), [(2**22 + 1, 0), (os.getpid(), status.STALE_MS)])
+    @pytest.mark.parametrize(("pid", "age_ms"), [(2**22 + 1, 0), (os.getpid(), status.STALE_MS)], ids=["dead", "old"])
     def test_a_dead_process_or_an_old_status_means_not_running(self, state_dir: Path, pid: int, age_ms: int) -> None:
         write_live(state_dir, pid=pid)
         assert not status.read_status(state_dir, NOW_MS + age_ms)["running"]

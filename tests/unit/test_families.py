@@ -14,11 +14,14 @@ import pytest
 from consumers.batch import Batch
 from consumers.config import FeaturesConfig
 from consumers.errors import EvertrainError
+from consumers.record import Float32s
 from pipeline.config import MonitorConfig
 from pipeline.drift import FAMILIES, Alarm
+from pipeline.drift.columns import close_columns, count_columns
 from pipeline.drift.inputs import Inputs
-from pipeline.drift.means import BLOCK_ROWS, SHARE, UNIT, Means
+from pipeline.drift.means import Means
 from pipeline.drift.watch import Drift
+from pipeline.drift.windows import BLOCK_ROWS, OTHER, SHARE, UNIT
 from pipeline.quality import Arrays
 
 ROWS, CHANGE = 12_000, 8000
@@ -233,20 +236,34 @@ def test_what_is_usual_is_learned_of_enough_rows_also_after_an_alarm_within_a_bl
     inputs = Inputs(1, 0, settle_rows=BLOCK_ROWS, p=1e-3)
     values = np.random.default_rng(0).normal(1000, 1, (BLOCK_ROWS, 1)).astype(np.float32)
     for _ in range(50):  # long enough for the restart to be no early one
-        inputs.take(values)
-        inputs.close()
-    inputs.take(values)
+        _take(inputs, values)
+        _close(inputs)
+    _take(inputs, values)
     inputs.restart()
-    inputs.close()  # of a block whose rows all came before the restart
-    inputs.take(values)
-    inputs.close()
+    _close(inputs)  # of a block whose rows all came before the restart
+    _take(inputs, values)
+    _close(inputs)
     assert inputs.settled
-    assert inputs.centre_F[0] == pytest.approx(1000, rel=1e-3)
+    assert inputs.arrays.centre_F[0] == pytest.approx(1000, rel=1e-3)
+
+
+def _take(inputs: Inputs, values_N1: Float32s) -> None:
+    if inputs.settled:
+        count_columns(values_N1, 0, len(values_N1), inputs.arrays)
+    else:
+        inputs.keep(values_N1)
+
+
+def _close(inputs: Inputs) -> None:
+    if inputs.settled:
+        close_columns(inputs.arrays)
+    else:
+        inputs.settle()
 
 
 @pytest.mark.parametrize("p", [1e-3, 1e-17])
 def test_however_long_it_settles_and_however_sure_it_is_to_be_it_goes_on_watching(p: float) -> None:
-    means = Means(np.array([SHARE]), np.array([0]), np.array([0]), p, trend=False)
+    means = Means(np.array([SHARE]), np.array([0]), np.array([0]), p, notable=0.4, trend=False)
     means.restart(10_000)
     draw = np.random.default_rng(0)
     for block in range(400):
@@ -256,6 +273,25 @@ def test_however_long_it_settles_and_however_sure_it_is_to_be_it_goes_on_watchin
         means.sums_D[0] = UNIT * BLOCK_ROWS
         moved = means.close() > 1
     assert moved
+
+
+def test_means_say_the_same_at_any_moment_after_a_resume() -> None:
+    def fresh() -> Means:
+        return Means(np.array([SHARE, OTHER]), np.array([0, 0]), np.array([0, 1]), 1e-3, notable=0.4, trend=False)
+
+    means, draw = fresh(), np.random.default_rng(0)
+    for block in range(300):  # past the halving of what is old
+        resumed = fresh()
+        resumed.restore({name: array.copy() for name, array in means.state().items()})
+        assert resumed.peek(64) == means.peek(64), block
+        assert [resumed.stray(d) for d in (0, 1)] == [means.stray(d) for d in (0, 1)], block
+        share = 0.3 if block % 50 == 49 else 0.2
+        sums_D = UNIT * np.array([draw.binomial(BLOCK_ROWS, share), round(draw.normal(0, 9))])
+        for each in (means, resumed):
+            each.sums_D[:] = sums_D
+            each.close()
+        if block > 16:  # else there is nothing before the longest window
+            assert [resumed.moved(d) for d in (0, 1)] == [means.moved(d) for d in (0, 1)], block
 
 
 def test_where_rows_are_booked_apart_from_what_is_learned_a_change_is_dated_as_well() -> None:
