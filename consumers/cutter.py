@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import median_low
 from typing import NamedTuple
 
@@ -33,6 +35,34 @@ class Cut(NamedTuple):
     rejects: pa.RecordBatch
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Messages of a queue, with what is measured of each once."""
+
+    messages: Messages
+    rows_N: Int64s
+    size_N: Int64s  # bytes
+
+    @property
+    def count(self) -> int:
+        return len(self.messages)
+
+    def part(self, start: int, stop: int) -> _Part:
+        """Those in `[start, stop)`, as views."""
+        return _Part(self.messages.part(start, stop), self.rows_N[start:stop], self.size_N[start:stop])
+
+    @classmethod
+    def joined(cls, parts: Sequence[_Part]) -> _Part:
+        """Several ones after one another, in a buffer of their own; one as it is."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            Messages.joined([part.messages for part in parts]),
+            np.concatenate([part.rows_N for part in parts]),
+            np.concatenate([part.size_N for part in parts]),
+        )
+
+
 class Cutter:
     """The queue of one partition: raw messages in, cuts out.
 
@@ -46,9 +76,10 @@ class Cutter:
         self.end: int | None = None  # proven end: no message before this offset is still to come
         self.bound: int | None = None  # offsets from here on are not taken
         self.bytes = 0  # of the queue
+        self.rows = 0
         self._codec = codec
         self._span = span
-        self._queue: deque[Messages] = deque()
+        self._queue: deque[_Part] = deque()
         self._queued = 0
 
     def __len__(self) -> int:
@@ -57,7 +88,7 @@ class Cutter:
     @property
     def expected(self) -> int:
         """The offset of the next message if there is no gap."""
-        return int(self._queue[-1].offset_N[-1]) + 1 if self._queue else self.next
+        return int(self._queue[-1].messages.offset_N[-1]) + 1 if self._queue else self.next
 
     def extend(self, messages: Messages) -> None:
         """Takes the next messages, one at least. Offsets that it has had and those past the bound are dropped."""
@@ -67,9 +98,8 @@ class Cutter:
             stop = len(messages) if self.bound is None else bisect_left(messages.offset_N, self.bound)
             messages = messages.part(first, stop)
         if len(messages):
-            self._queue.append(messages)
-            self._queued += len(messages)
-            self.bytes += messages.nbytes
+            self._queue.append(_Part(messages, self._codec.rows_N(messages), messages.sizes_N()))
+            self._count(self._queue[-1], 1)
         if self.bound is not None and seen > self.bound:
             self.end = seen
         elif self.end is not None and seen > self.end:
@@ -98,8 +128,11 @@ class Cutter:
 
         It is decoded into `rows`, which have room for any span, or into memory of its own.
         """
-        messages, complete = self._extent()
-        if not len(messages) or not (complete or flush):
+        count, complete = self._extent()
+        if not count:
+            return None
+        messages = self._head(count)  # also if it is not cut yet: so the queue has few parts
+        if not (complete or flush):
             return None
         decoded = self._decode(messages, rows)
         fitting = _fitting(messages, decoded.rejects)
@@ -110,14 +143,13 @@ class Cutter:
 
     def skip_to(self, stop: int) -> None:
         """Leaves out every offset before `stop`."""
-        while self._queue and self._queue[0].offset_N[0] < stop:
-            self._drop(bisect_left(self._queue[0].offset_N, stop))
+        while self._queue and self._queue[0].messages.offset_N[0] < stop:
+            self._drop(bisect_left(self._queue[0].messages.offset_N, stop))
         self.next = stop
 
     def cut_to(self, stop: int) -> Cut:
         """The span that ended at `stop` when it was first cut. Raises StreamError if its last record is gone."""
-        messages = self._head(stop - self.next)
-        messages = messages.part(0, bisect_left(messages.offset_N, stop))
+        messages = self._head(sum(bisect_left(part.messages.offset_N, stop) for part in self._queue))
         if not len(messages) or messages.offset_N[-1] != stop - 1:
             raise StreamError(
                 f"{self.partition}@{stop - 1}: this record was learned once, and Kafka has it no more (retention or "
@@ -130,30 +162,35 @@ class Cutter:
             rows = allocate(int(self._codec.rows_N(messages).sum()), self._codec.columns)
         return self._codec.decode(messages, rows)
 
-    def _extent(self) -> tuple[Messages, bool]:
-        """The messages that the next span holds so far, and whether it can hold no more."""
-        head = self._head(self._span)
-        if not len(head):
-            return head, False
-        offset_N = head.offset_N
-        boundary = (int(offset_N[0]) // self._span + 1) * self._span
-        count = bisect_left(offset_N, boundary, 0, min(len(head), self._span))
-        complete = count < self._queued or offset_N[count - 1] == boundary - 1
-        messages = head.part(0, count)
-        within = min(_within(self._codec.rows_N(messages), self._span), _within(messages.sizes_N(), SPAN_RAW_BYTES_MAX))
-        return (messages.part(0, within), True) if within < count else (messages, complete)
+    def _extent(self) -> tuple[int, bool]:
+        """How many messages the next span holds so far, and whether it can hold no more."""
+        if not self._queue:
+            return 0, False
+        boundary = (int(self._queue[0].messages.offset_N[0]) // self._span + 1) * self._span
+        count, rows, size = 0, self._span, SPAN_RAW_BYTES_MAX
+        for part in self._queue:
+            before = bisect_left(part.messages.offset_N, boundary)
+            within = min(before, _within(part.rows_N, rows), _within(part.size_N, size))
+            count += within
+            if within < part.count:
+                return max(1, count), True
+            rows, size = rows - int(part.rows_N.sum()), size - int(part.size_N.sum())
+        return count, self.expected == boundary
 
     def _head(self, count: int) -> Messages:
-        """The first messages of the queue: `count` of them and maybe more, or all that there are."""
-        parts: list[Messages] = []
-        found = 0
-        while self._queue and found < count:
-            parts.append(self._queue.popleft())
-            found += len(parts[-1])
+        """The first messages of the queue, so many, as one part. Joining several copies them, and nothing else."""
+        parts: list[_Part] = []
+        while count > 0:
+            part = self._queue.popleft()
+            if parts and count < part.count:
+                self._queue.appendleft(part.part(count, part.count))
+                part = part.part(0, count)
+            parts.append(part)
+            count -= part.count
         if not parts:
             return Messages.of([], [], [], [])
-        self._queue.appendleft(parts[0] if len(parts) == 1 else Messages.joined(parts))
-        return self._queue[0]
+        self._queue.appendleft(_Part.joined(parts))
+        return self._queue[0].messages.part(0, self._queue[0].count + min(count, 0))
 
     def _take(self, messages: Messages, decoded: Decoded) -> Cut:
         start, stop = self.next, int(messages.offset_N[-1]) + 1
@@ -164,15 +201,19 @@ class Cutter:
     def _drop(self, count: int) -> None:
         """Drops messages of the queue's first part."""
         head = self._queue.popleft()
-        self.bytes -= head.part(0, count).nbytes
-        self._queued -= count
-        if count < len(head):
-            self._queue.appendleft(head.part(count, len(head)))
+        self._count(head.part(0, count), -1)
+        if count < head.count:
+            self._queue.appendleft(head.part(count, head.count))
+
+    def _count(self, part: _Part, sign: int) -> None:
+        self._queued += sign * part.count
+        self.rows += sign * int(part.rows_N.sum())
+        self.bytes += sign * int(part.size_N.sum())
 
 
 def _within(size_N: Int64s, limit: int) -> int:
-    """How many messages, from the first on, do not bring the sum over the limit; at least one."""
-    return max(1, int(np.searchsorted(np.cumsum(size_N), limit, side="right")))
+    """How many messages, from the first on, do not bring the sum over the limit."""
+    return int(np.searchsorted(np.cumsum(size_N), limit, side="right"))
 
 
 def span_of(partition: Partition, cut: Cut) -> Span:

@@ -24,7 +24,8 @@ from consumers.record import Messages, Partition
 
 _TIMEOUT_S = 10.0
 _MOCK_CLUSTER_PREFIX = "mockCluster"
-FETCH_MESSAGES = 2000
+FETCH_MESSAGES = 2048
+"""As many as a span has unless the job says otherwise: a fetch then ends where a span does, and nothing is joined."""
 
 CONSUMER_SETTINGS: Mapping[str, Any] = {
     "enable.auto.commit": False,

@@ -86,13 +86,14 @@ class RawConsumer:
     Args:
         settings: as confluent-kafka takes them, without callbacks.
         starts: partitions, with the offset to begin at.
-        batch: at most so many messages of a partition are taken at once.
+        batch: at most so many messages of a partition are taken at once, and none beyond an offset divisible by it.
     """
 
     def __init__(self, settings: Mapping[str, Any], starts: Mapping[Partition, int], *, batch: int) -> None:
         self._handle = _new_handle(settings)
         _poll_set_consumer(self._handle)
         self._pointers = np.zeros(batch, np.uint64)
+        self._next = dict(starts)
         self._awake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._general = _get_queue(self._handle)  # errors that are about no partition
         self._lanes = {p: _get_lane(self._handle, p.topic.encode(), p.number) for p in starts}
@@ -131,12 +132,14 @@ class RawConsumer:
         failures = [_failure(int(message)) for message in self._pop(self._general, count)]
         fetched: dict[Partition, Messages] = {}
         for partition in partitions:
-            pointers_N = self._pop(self._lanes[partition], count)
+            batch = len(self._pointers)
+            pointers_N = self._pop(self._lanes[partition], min(count, batch - self._next[partition] % batch))
             if len(pointers_N):
                 messages, failed = _copied(pointers_N)
                 failures += [Failure(partition.topic, partition.number, offset, error) for offset, error in failed]
                 if len(messages):
                     fetched[partition] = messages
+                    self._next[partition] = int(messages.offset_N[-1]) + 1
         return fetched, failures
 
     def _pop(self, queue: int, count: int) -> npt.NDArray[np.uint64]:

@@ -278,7 +278,8 @@ class Reader:
 
     def _has_room(self, cutter: Cutter) -> bool:
         """Whether a partition's queue may grow: what is not taken stays in librdkafka's."""
-        return len(cutter) < QUEUE_SPANS_MAX * self._job.stream.span and cutter.bytes < SPAN_RAW_BYTES_MAX
+        spans = max(len(cutter), cutter.rows) / self._job.stream.span
+        return spans < QUEUE_SPANS_MAX and cutter.bytes < SPAN_RAW_BYTES_MAX
 
 
 class UnexplainedError(Exception):
@@ -298,7 +299,7 @@ def _limit_memory(job: ReaderJob) -> None:
 
 
 def _bytes(fetched: Mapping[Partition, Messages]) -> int:
-    return sum(messages.nbytes + RECORD_BYTES * len(messages) for messages in fetched.values())
+    return sum(messages.values.data.nbytes + RECORD_BYTES * len(messages) for messages in fetched.values())
 
 
 def _check_gap(cutter: Cutter, offset_N: Int64s) -> None:

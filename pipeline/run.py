@@ -14,6 +14,7 @@ from typing import Any
 from consumers.config import TopicConfig
 from consumers.errors import ConfigError, SnapshotError, StreamError
 from consumers.kafka import Cluster, Topic, group_id
+from consumers.precompile import load_join
 from consumers.reader import ReaderJob
 from consumers.record import Added, Command, Entry, Partition, Side, Wait
 from consumers.source import KafkaSource
@@ -148,6 +149,7 @@ def open_run(job: JobConfig, bounds: Bounds, start: Start, stop: Event) -> Itera
         run = Run(job, state, source, snapshots, cadence, releaser, status, stop)
         snapshots.on_wait = run.wait_for_disk
         releaser.start(manifest["sequence"] if manifest else 0)
+        load_join()  # some tenths of a second, which the first span would wait for
         yield run
 
 

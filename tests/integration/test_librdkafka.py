@@ -148,7 +148,7 @@ def test_no_more_messages_are_taken_than_were_asked_for_or_than_a_batch_has_room
     produce(broker.bootstrap, topic, records(30))
     raw = consumer({Partition(topic, 0): 0}, batch=8)
     taken = [sum(map(len, raw.consume(count, PATIENCE_S)[0].values())) for count in (1, 3, 8, 2000, 9)]
-    assert taken == [1, 3, 8, 8, 8]
+    assert taken == [1, 3, 4, 8, 8]  # and none beyond offset 8, 16, ... at once
 
 
 def test_without_messages_it_waits_and_gives_nothing(topic: str, consumer: Consumers) -> None:
@@ -217,6 +217,19 @@ def test_a_wait_ends_with_a_message_or_with_what_wakes(broker: MockBroker, topic
         theirs.recv(1)
         assert raw.consume(MANY, PATIENCE_S, [partition], [theirs])[0].keys() == {partition}
         assert time.monotonic() - began < PATIENCE_S
+
+
+def test_nothing_is_taken_beyond_an_offset_divisible_by_the_batch(
+    broker: MockBroker, topic: str, consumer: Consumers
+) -> None:
+    partition = Partition(topic, 0)
+    produce(broker.bootstrap, topic, records(11))
+    raw, taken = consumer({partition: 1}, batch=4), list[list[int]]()
+    while sum(map(len, taken)) < 10:
+        fetched, _ = raw.consume(MANY, PATIENCE_S)
+        taken.append(fetched[partition].offset_N.tolist())
+    assert [offset for offsets in taken for offset in offsets] == list(range(1, 11))
+    assert all(offset % 4 for offsets in taken for offset in offsets[1:])
 
 
 def test_messages_stay_when_their_consumer_is_closed(broker: MockBroker, topic: str) -> None:

@@ -94,6 +94,22 @@ def test_spans_do_not_depend_on_how_messages_arrive(chunks: list[int]) -> None:
     assert found + extents(target, flush=True) == [(0, 4), (4, 8), (8, 10)]
 
 
+def test_only_a_span_that_lies_in_several_parts_of_the_queue_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[int] = []
+    joined = Messages.joined
+
+    def note(parts: list[Messages]) -> Messages:
+        copied.append(sum(map(len, parts)))
+        return joined(parts)
+
+    monkeypatch.setattr(Messages, "joined", note)
+    target = cutter()
+    fill(target, list(range(10)))
+    fill(target, list(range(10, 20)))
+    assert extents(target) == [(0, 4), (4, 8), (8, 12), (12, 16), (16, 20)]
+    assert copied == [4]
+
+
 def test_large_values_end_a_span_early_but_it_holds_at_least_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SPAN_RAW_BYTES_MAX", 10)
     target = cutter()
@@ -196,6 +212,15 @@ def test_a_span_whose_rows_are_full_is_cut_once_the_next_message_shows_that_it_c
     assert extents(target) == []
     fill(target, [2], b"x")
     assert extents(target) == [(0, 2)]
+
+
+def test_the_rows_of_the_queue_are_those_that_were_not_cut() -> None:
+    target = cutter(codec=Many())
+    for offset, rows in enumerate([2, 1, 3]):
+        fill(target, [offset], b"x" * rows)
+    assert target.rows == 6
+    assert extents(target) == [(0, 2)]
+    assert target.rows == 3
 
 
 def test_a_span_is_decoded_into_the_rows_that_it_is_given() -> None:

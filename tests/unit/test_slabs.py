@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from consumers import slabs
+from consumers import join, slabs
 from consumers.index import SLAB, USED, Status, find, remove
 from consumers.kernels import EventRows, Findings, Rules, apply_labels
+from consumers.precompile import load_join
 from consumers.record import Kind, Side
 from consumers.slabs import SlabTable, slab_layout
 
@@ -173,3 +176,17 @@ def test_the_layout_names_the_columns_of_each_side() -> None:
         "weight",
     }
     assert slab_layout(Side.FEATURES, 3, 2)["features"].shape == (3,)
+
+
+def test_every_rule_of_the_join_runs_once_before_the_first_span(monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = {join: ("apply_features", "apply_labels", "expire"), slabs: ("enter", "remove", "count_waiting")}
+    run = set()
+
+    def noting(name: str, rule: Any) -> Any:
+        return lambda *arguments: (run.add(name), rule(*arguments))[1]
+
+    for module, names in rules.items():
+        for name in names:
+            monkeypatch.setattr(module, name, noting(name, getattr(module, name)))
+    load_join()
+    assert run == {name for names in rules.values() for name in names}
