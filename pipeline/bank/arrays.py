@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
 from consumers.record import Float32s, Int64s
 
 SUB_BATCHES, ROWS, DRAWN = 0, 1, 2
@@ -71,4 +73,5 @@ class Part(NamedTuple):
     begin: int  # columns [begin, end)
     end: int
     plain: int  # inputs before this one are seen by all experts; from here on they are the newest labels
+    fullness: np.float32  # rows of as many as a sub-batch has
     regression: bool

@@ -133,11 +133,17 @@ def _step_plain(weights_X: Float32s, rate_X: Float32s, gradient_X: Float32s) -> 
 
 @njit_cached
 def _step_adam(
-    weights_X: Float32s, rate_X: Float32s, gradient_X: Float32s, mean_X: Float32s, square_X: Float32s
+    weights_X: Float32s,
+    rate_X: Float32s,
+    gradient_X: Float32s,
+    mean_X: Float32s,
+    square_X: Float32s,
+    fullness: np.float32,
 ) -> None:
+    first, second = _FIRST * fullness, _SECOND * fullness
     for x in range(len(weights_X)):
-        mean = mean_X[x] + (gradient_X[x] - mean_X[x]) * _FIRST
-        square = square_X[x] + (gradient_X[x] * gradient_X[x] - square_X[x]) * _SECOND
+        mean = mean_X[x] + (gradient_X[x] - mean_X[x]) * first
+        square = square_X[x] + (gradient_X[x] * gradient_X[x] - square_X[x]) * second
         mean_X[x] = mean
         square_X[x] = square
         weights_X[x] -= rate_X[x] * mean / (math.sqrt(square) + _EPSILON)
@@ -158,7 +164,7 @@ def step_first(weights: Weights, slots: Slots, scratch: Scratch, part: Part) -> 
         _step_plain(first_J[begin:middle], rate_J[begin:middle], gradient_J[begin:middle])
         slot = slice(middle - adam, stop - adam) if middle < stop else slice(0, 0)
         mean_J, square_J = slots.first_2DJ[0, d, slot], slots.first_2DJ[1, d, slot]
-        _step_adam(first_J[middle:stop], rate_J[middle:stop], gradient_J[middle:stop], mean_J, square_J)
+        _step_adam(first_J[middle:stop], rate_J[middle:stop], gradient_J[middle:stop], mean_J, square_J, part.fullness)
 
 
 @njit_cached
@@ -176,7 +182,8 @@ def step_second(weights: Weights, slots: Slots, scratch: Scratch, part: Part) ->
             if slot < 0:
                 _step_plain(second_H, rate_H, gradient_H)
             else:
-                _step_adam(second_H, rate_H, gradient_H, second_2EKH[0, slot, k], second_2EKH[1, slot, k])
+                mean_H, square_H = second_2EKH[0, slot, k], second_2EKH[1, slot, k]
+                _step_adam(second_H, rate_H, gradient_H, mean_H, square_H, part.fullness)
 
 
 @njit_cached
@@ -186,14 +193,14 @@ def _approach(weights_H: Float32s, goal_H: Float32s, share: np.float32) -> None:
 
 
 @njit_cached
-def go_back(weights: Weights, scratch: Scratch) -> None:
+def go_back(weights: Weights, scratch: Scratch, fullness: np.float32) -> None:
     """Moves the L2-init expert towards what it began with: its heads began at zero."""
-    at = column(weights, L2_EXPERT)
+    at, share = column(weights, L2_EXPERT), _L2 * fullness
     for d in range(len(weights.first_DJ)):
-        _approach(weights.first_DJ[d, at : at + HIDDEN], scratch.begun_DH[d], _L2)
+        _approach(weights.first_DJ[d, at : at + HIDDEN], scratch.begun_DH[d], share)
     scratch.gradient_H[:] = _ZERO
     for k in range(weights.second_EKH.shape[1]):
-        _approach(weights.second_EKH[L2_EXPERT, k], scratch.gradient_H, _L2)
+        _approach(weights.second_EKH[L2_EXPERT, k], scratch.gradient_H, share)
 
 
 @njit_cached

@@ -47,8 +47,9 @@ def learn(
         for b in range(size):
             scratch.share_B[b] = rows.weight_N[start + b] / total
         slots.step_3[SUB_BATCHES] += 1
-        _set_rates(scratch, slots.step_3[SUB_BATCHES], outputs, size)
-        part = Part(size, 0, TRAINED, 0, column(weights, TRAINED), plain, regression)
+        fullness = np.float32(size / SUB_BATCH)
+        _set_rates(scratch, (slots.step_3[ROWS] + size) / SUB_BATCH, outputs, fullness)
+        part = Part(size, 0, TRAINED, 0, column(weights, TRAINED), plain, fullness, regression)
         hidden(weights, scratch, part)
         linear_slopes(scratch, part)
         slopes(weights, scratch, part)
@@ -56,11 +57,11 @@ def learn(
             learn_embeddings(weights, slots, scratch, rows.rows_NG, start, size, dense)
         step_first(weights, slots, scratch, part)
         step_second(weights, slots, scratch, part)
-        go_back(weights, scratch)
+        go_back(weights, scratch, fullness)
         learn_wide(weights, slots, scratch, rows.tokens_NT, start, size, regression)
         _replay(weights, slots, scratch, past, history_Q, regression)
         for e in range(TRAINED, len(EXPERTS)):
-            average(weights, e, _SOURCES[e], _STEPS[e])
+            average(weights, e, _SOURCES[e], _STEPS[e] * fullness)
         for b in range(size):
             if rows.weight_N[start + b] > _ZERO:
                 _keep(slots, rows, past, start + b)
@@ -79,7 +80,7 @@ def _replay(
         _fill(weights, scratch, past, slots.step_3[DRAWN] % held, b, history_Q)
         scratch.share_B[b] = _ONE / np.float32(SUB_BATCH)
     begin, plain = column(weights, REPLAY_EXPERT), weights.first_DJ.shape[0] - len(history_Q)
-    part = Part(SUB_BATCH, REPLAY_EXPERT, REPLAY_EXPERT + 1, begin, begin + HIDDEN, plain, regression)
+    part = Part(SUB_BATCH, REPLAY_EXPERT, REPLAY_EXPERT + 1, begin, begin + HIDDEN, plain, _ONE, regression)
     hidden(weights, scratch, part)
     slopes(weights, scratch, part)
     step_first(weights, slots, scratch, part)
@@ -115,14 +116,16 @@ def _keep(slots: Slots, rows: Rows, past: Rows, row: int) -> None:
 
 
 @njit_cached
-def _set_rates(scratch: Scratch, step: int, outputs: int, size: int) -> None:
+def _set_rates(scratch: Scratch, steps: float, outputs: int, fullness: np.float32) -> None:
     """Steps of this moment: Adam's are corrected for its moments, which begin at zero (Kingma & Ba, 2015).
 
-    Where a sub-batch has fewer rows its gradient is noisier, and steps are smaller by the root of that: Krizhevsky,
-    "One weird trick for parallelizing convolutional neural networks" (2014).
+    A sub-batch of fewer rows has a noisier gradient. So that rows count alike, however they come, a step is smaller by
+    the root of the rows' share, and what remembers (Adam's moments, averages) moves by that share of its own: Malladi
+    et al., "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms" (2022); Busbridge et al., "How to Scale
+    Your EMA" (2023). `steps`: full sub-batches that so many rows are.
     """
-    fewer = np.float32(math.sqrt(size / SUB_BATCH))
-    correction = np.float32(math.sqrt(1 - 0.99**step) / (1 - 0.9**step)) * fewer
+    fewer = np.float32(math.sqrt(fullness))
+    correction = np.float32(math.sqrt(1 - 0.99**steps) / (1 - 0.9**steps)) * fewer
     for i in range(len(LINEAR)):
         for k in range(outputs):
             scratch.rate_J[i * outputs + k] = _LINEAR_STEPS[i] * fewer

@@ -13,6 +13,7 @@ from consumers.batch import Batch
 from consumers.record import Command, Float32s
 from pipeline.bank import mixture
 from pipeline.bank.experts import EXPERTS, HIDDEN, L2_EXPERT, LINEAR, MIXERS, TRAINED
+from pipeline.bank.kernels import SUB_BATCH
 from pipeline.bank.module import MEMORY, Bank
 from pipeline.config import JobConfig, LearnerConfig
 from pipeline.descent import Descent
@@ -316,6 +317,17 @@ def test_experts_that_see_the_newest_labels_know_what_repeats() -> None:
         made = Batch(rows, label * weights, weights, np.zeros((2, 1), np.float32), np.zeros(2, np.int64), 1)
         learner.step(made)
     assert np.mean(right[500:]) > 0.87  # 0.9 is all that there is to know
+
+
+@pytest.mark.parametrize("rows", [1, 2, SUB_BATCH])
+def test_what_remembers_moves_by_rows_however_few_come_at_once(rows: int) -> None:
+    learner = Learner(job())
+    learner.step(batch_of(np.ones((rows, 3)), np.ones(rows)))
+    mean, square = learner.state()["bank.slots.second_2EKH"]
+    moved = square > 0
+    assert moved.any()
+    share = rows / SUB_BATCH  # of the shares of full ones: 0.1 of the gradient, and 0.01 of its square
+    np.testing.assert_allclose(mean[moved] ** 2 / square[moved], share, rtol=1e-4)
 
 
 def test_labels_that_come_sorted_pull_no_score_to_the_last_ones() -> None:
