@@ -13,25 +13,18 @@ import pytest
 import torch
 
 from consumers.batch import Batch
-from consumers.record import Command, Float32s
+from consumers.record import Float32s
 from pipeline.bank import mixture
 from pipeline.bank.experts import EXPERTS, HIDDEN, L2_EXPERT, LINEAR, MIXERS, TRAINED
 from pipeline.bank.module import MEMORY, Bank
 from pipeline.config import JobConfig, LearnerConfig
 from pipeline.descent import Descent
 from pipeline.learner import Learner
-from pipeline.registry import MLflowRegistry
-from pipeline.store import MemoryStore
-from pipeline.verify import find_segment
-from pipeline.version import candidate
-from tests.stream import job as stream_job
 from tests.unit.test_learner import BANK, SIZE, batch, digest
 from tests.unit.test_learner import job as learner_job
-from tests.unit.test_train import Trainer, comparable, topics
-from tests.unit.test_verify import verify_segment
+from tests.unit.test_verify import check_promises
 
 TASKS = ("binary", "multiclass", "regression")
-ROWS = 600
 WIDE, NEAREST, FREQUENT = len(LINEAR) + len(EXPERTS), len(LINEAR) + len(EXPERTS) + 1, -2
 
 
@@ -319,28 +312,7 @@ def test_with_many_columns_and_many_classes_tables_stay_small() -> None:
 def test_killed_and_resumed_is_the_same_run_and_every_version_is_rebuilt_and_is_what_was_scored(
     task: str, tmp_path: Path
 ) -> None:
-    tables = {
-        "learner": {"kind": "bank", "hidden": [256, 128], "task": task, "classes": 3},
-        "snapshot": {"anchor_every": "200 rows"},
-    }
-    config = stream_job(tmp_path / "state", **tables)
-    straight = Trainer(config, MemoryStore(), topics(config, ROWS)).run()
-    store, found = MemoryStore(), topics(config, ROWS)
-    Trainer(config, store, found).run(die_after=8)
-    trainer = Trainer(config, store, found)
-    assert comparable(trainer.run()) == comparable(straight)
-
-    segment = find_segment(store, store.sequences()[-1])
-    assert verify_segment(store, segment, config, found).differences == []
-
-    list(trainer.state.apply(Command("register")))
-    trainer.snapshots.commit(trainer.state)
-    trainer.snapshots.wait()
-    manifest = store.manifest(store.sequences()[-1])
-    made = candidate(bytes(store.get(manifest["owed"]["version"])), manifest)
-    assert made.tolerance == 0
-    registry = MLflowRegistry(f"sqlite:///{tmp_path}/mlflow.db", None, tmp_path / "scratch")
-    assert registry.register(made) == 1  # exports, loads back, compares bit for bit
+    check_promises(BANK | {"task": task, "classes": 3}, tmp_path)
 
 
 @pytest.mark.parametrize(
