@@ -155,6 +155,7 @@ def auc(given: Feed, seed: int, join: dict[str, Any], labels_N: Float32s, delay_
     for entry in given.entries(labels_N, delay_N):
         learn(state, entry)
         state.seal()
+    state.fill_scores()
     state.check_balance()
     first = int(np.searchsorted(given.events.event_time_N, given.events.event_time_N[0] + given.window_ms))
     quality, true_N = Quality("binary", 2, 0), given.labels_N[first:]

@@ -178,19 +178,20 @@ class Cutter:
         return count, self.expected == boundary
 
     def _head(self, count: int) -> Messages:
-        """The first messages of the queue, so many, as one part. Joining several copies them, and nothing else."""
-        parts: list[_Part] = []
-        while count > 0:
-            part = self._queue.popleft()
-            if parts and count < part.count:
-                self._queue.appendleft(part.part(count, part.count))
-                part = part.part(0, count)
-            parts.append(part)
-            count -= part.count
-        if not parts:
+        """The first `count` messages of the queue, from then on in one part: they are copied if they lay in several."""
+        if not count:
             return Messages.of([], [], [], [])
+        parts: list[_Part] = []
+        missing = count
+        while missing > 0:
+            part = self._queue.popleft()
+            if parts and missing < part.count:
+                self._queue.appendleft(part.part(missing, part.count))
+                part = part.part(0, missing)
+            parts.append(part)
+            missing -= part.count
         self._queue.appendleft(_Part.joined(parts))
-        return self._queue[0].messages.part(0, self._queue[0].count + min(count, 0))
+        return self._queue[0].messages.part(0, count)
 
     def _take(self, messages: Messages, decoded: Decoded) -> Cut:
         start, stop = self.next, int(messages.offset_N[-1]) + 1

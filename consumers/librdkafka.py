@@ -131,8 +131,8 @@ class RawConsumer:
     def _take_all(self, count: int, partitions: Iterable[Partition]) -> tuple[dict[Partition, Messages], list[Failure]]:
         failures = [_failure(int(message)) for message in self._pop(self._general, count)]
         fetched: dict[Partition, Messages] = {}
+        batch = len(self._pointers)
         for partition in partitions:
-            batch = len(self._pointers)
             pointers_N = self._pop(self._lanes[partition], min(count, batch - self._next[partition] % batch))
             if len(pointers_N):
                 messages, failed = _copied(pointers_N)

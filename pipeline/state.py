@@ -86,7 +86,7 @@ class State:
     def apply(self, entry: Entry) -> Iterator[Batch]:
         """Applies one entry and yields each batch that it fills. Raises TooMuchBadInput before anything changed."""
         for batch in self._apply(entry):
-            self.fill_scores()  # the batch is learned next
+            self.fill_scores()  # the batch is learned next, so the weights move
             yield batch
 
     def _apply(self, entry: Entry) -> Iterator[Batch]:
@@ -121,10 +121,8 @@ class State:
         if span.rejects.num_rows:
             self.owed.letters.append(Letters(span.partition, _copied(span.rejects)))
         scores_NS = None
-        if side is Side.FEATURES and not self.join.fits(
-            len(events)
-        ):  # a batch may be learned before the last row is in
-            self.fill_scores()
+        if side is Side.FEATURES and not self.join.fits(len(events)):
+            self.fill_scores()  # all now: a batch may be learned before the span's last row is in
             scores_NS = self.learner.score(events.features_NC)
         self.positions[span.partition].take(span)
         for examples in self.join.apply(side, index, events, scores_NS):
@@ -137,9 +135,9 @@ class State:
     def fill_scores(self, *, whole_blocks: bool = False) -> None:
         """Scores the rows that have none yet, or as many of them as fill blocks.
 
-        A row's score is of the weights of when its span is applied, before anything that comes later. These stay as
-        they are until the next batch is learned, so spans of a few rows can share a block until then, or until
-        somebody asks for a score: a forward costs the same whatever its block holds, and gives each row the same bits.
+        A row is scored by the weights of the moment at which its span is applied. They stay as they are until the next
+        batch is learned: until then, or until a score is needed, rows of several short spans wait to share a block. A
+        forward costs the same however many rows its block holds, and gives each of them the same bits.
         """
         features_NC, scores_NS = self.join.unscored()
         rows = len(features_NC)

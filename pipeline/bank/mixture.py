@@ -11,14 +11,11 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from consumers.compiled import njit_cached
 from consumers.record import Float32s
 from pipeline.bank.experts import MIXERS
-from pipeline.bank.memory import ERROR, SCALE, SHIFT
-
-Float64s = npt.NDArray[np.float64]
+from pipeline.bank.memory import ERROR, SCALE, SHIFT, Float64s
 
 SHARE, TOP_SHARE = np.float32(0.001), np.float32(0.002)
 _RATE = np.float32(0.5)  # of Hedge: below 1, as what members say of neighbouring rows is not independent

@@ -19,7 +19,7 @@ from pipeline.drift import Shift
 from pipeline.quality import Arrays, Float64s, fill
 
 _BUCKETS = 5  # per level, M in the paper
-_SURELY = 0.999  # so far from a cut that rounding makes none
+_SURELY = 0.999  # of what makes a cut: below it there is none, however the numbers are rounded
 _LEVELS = 58  # bucket sizes 2^0 ... 2^57: more rows than an int64 offset can number
 
 
@@ -181,7 +181,7 @@ def _cut(
                 continue
             if new_rows < min_window:
                 return 0.0, 0.0, 0
-            # Dividing takes long. The distance of the means, and what it is beyond, times old_rows new_rows:
+            # Dividing takes long, and mostly there is no cut: here both sides are multiplied by old_rows new_rows.
             apart, product = old_total * new_rows - (total - old_total) * old_rows, np.float64(old_rows) * new_rows
             if apart * apart < _SURELY * spread * rows * product:
                 continue

@@ -1,4 +1,8 @@
-"""Takes the rows of a batch through all detectors, block by block: one compiled call for as long as nothing is said."""
+"""Takes the rows of a batch through all detectors, block by block: one compiled call for as long as nothing is said.
+
+Arrays come in named tuples. These go into a compiled call as `plain` ones and get their names back there: numba finds
+the type of a named tuple in Python, and takes five times as long for the call.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from pipeline.drift.reference import Model, count_wrong, learn
 from pipeline.drift.windows import BLOCK_ROWS, UNIT, Windows, close_block
 
 Plain: TypeAlias = tuple[Any, ...]
+"""A named tuple, and those in it, without their names."""
 
 ERROR_CRITICAL = 0.95
 """Of the deviation that is critical: only a rise of the error counts."""
@@ -62,19 +67,19 @@ class Watched(NamedTuple):
 
 
 def plain(names: tuple[Any, ...]) -> Plain:
-    """The same without names, which numba's calls take five times as fast: a named tuple's type is found in Python."""
+    """The same without names, as compiled calls take it."""
     return tuple(plain(value) if isinstance(value, tuple) else value for value in names)
 
 
 @njit_merged
-def _columns(plain: Plain) -> Columns:
-    at, centre_F, scale_F, edges_EF, counters, means, standard_FB, rounded_FB = plain
+def _columns(plain_columns: Plain) -> Columns:
+    at, centre_F, scale_F, edges_EF, counters, means, standard_FB, rounded_FB = plain_columns
     return Columns(Layout(*at), centre_F, scale_F, edges_EF, counters, Windows(*means), standard_FB, rounded_FB)
 
 
 @njit_merged
-def _watched(plain: Plain) -> Watched:
-    inputs, delays, reference, (kind, classes, at, centre_scale_2, means), place = plain
+def _watched(plain_watched: Plain) -> Watched:
+    inputs, delays, reference, (kind, classes, at, centre_scale_2, means), place = plain_watched
     outcomes = Outcome(kind, classes, Places(*at), centre_scale_2, Windows(*means))
     return Watched(_columns(inputs), _columns(delays), Model(*reference), outcomes, Place(*place))
 

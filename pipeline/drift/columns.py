@@ -17,7 +17,8 @@ OCTILES = 7
 BINS = 64
 CLIP = 4.0
 
-ROWS, DOUBLED, PENDING = range(3)  # slots of `counters`: rows of closed blocks; how often settling was doubled; rows
+ROWS, DOUBLED, PENDING = range(3)
+"""Slots of `counters`: rows of closed blocks; how often settling was doubled; rows since the restart, until settled."""
 
 
 class Layout(NamedTuple):
@@ -50,7 +51,7 @@ class Columns(NamedTuple):
     counters: Int64s
     means: Windows
     standard_FB: Float32s  # scratch: standard scores of a block's rows, NaN where missing
-    rounded_FB: Float32s  # scratch: the same clipped, in ROOTths, 0 where missing; even with a row of zeros below
+    rounded_FB: Float32s  # scratch: the same clipped, in ROOTths, 0 where missing; then a row of zeros
 
     @classmethod
     def empty(cls, numeric: int, categorical: int, means: Windows) -> Columns:
@@ -149,12 +150,7 @@ def _add_products(rounded_FB: Float32s, rows: int, paired: int, sums_P: Float32s
         upper_P, lower_P = sums_P[i * (i - 1) // 2 :], sums_P[(i + 1) * i // 2 :]
         for j in range(0, i + 1, 2):
             left_B, right_B = rounded_FB[j], rounded_FB[j + 1]
-            upper_left, upper_right, lower_left, lower_right = (
-                np.float32(0),
-                np.float32(0),
-                np.float32(0),
-                np.float32(0),
-            )
+            upper_left = upper_right = lower_left = lower_right = np.float32(0)
             for row in range(rows):
                 upper_left += upper_B[row] * left_B[row]
                 upper_right += upper_B[row] * right_B[row]

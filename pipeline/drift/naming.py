@@ -62,13 +62,13 @@ def input_alarm(inputs: Inputs, names: Sequence[str], since: Since) -> Alarm:
     """Of a block in which the inputs have moved."""
     largest = first(inputs.means, inputs.family_D)
     column, family = int(inputs.column_D[largest]), int(inputs.family_D[largest])
-    beyond_D = (np.abs(inputs.means.beyond_D) > 1) & (inputs.family_D == family)
-    plainest = int((beyond_D & (inputs.column_D == column)).argmax())  # a mean rather than the square or a share
+    moved_D = (np.abs(inputs.means.beyond_D) > 1) & (inputs.family_D == family)
+    plainest = int((moved_D & (inputs.column_D == column)).argmax())  # a mean rather than the square or a share
     statistic = plainest if family == FEATURE else largest
     moved, other = inputs.means.moved(statistic), int(inputs.other_D[statistic])
     name = names[column] if other < 0 else f"{names[column]} x {names[other]}"
     detail = f"{inputs.meaning(statistic)} went from {moved.before:.3g} to {moved.after:.3g}"
-    more = len(set(inputs.column_D[beyond_D].tolist()) - {column})
+    more = len(set(inputs.column_D[moved_D].tolist()) - {column})
     if more:
         detail += f", and {more} other column{'s' if more > 1 else ''} moved"
     effect = moved.after - moved.before

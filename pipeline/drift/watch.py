@@ -27,7 +27,7 @@ from pipeline.drift.concept import Concept
 from pipeline.drift.inputs import Inputs
 from pipeline.drift.naming import Since, delay_alarm, input_alarm, outcome_alarm, psi_alarm
 from pipeline.drift.numbers import chance
-from pipeline.drift.outcomes import CALIBRATION, ERROR, ERRORS, LABEL, PREDICTION, Outcomes
+from pipeline.drift.outcomes import CALIBRATION, ERRORS, LABEL, PREDICTION, Outcomes
 from pipeline.drift.psi import PSI
 from pipeline.drift.reference import Reference
 from pipeline.drift.windows import BLOCK_ROWS
@@ -35,25 +35,27 @@ from pipeline.quality import Arrays, fill
 
 _PATIENCE = 2  # blocks
 _SUSPICIOUS = 0.9  # of the deviation that is critical
-_QUIET_ROWS = 1024
-_USUAL_ROWS = 4096
+_QUIET_ROWS = 1024  # after a rise: the next one counts if the error has fallen again meanwhile
+_USUAL_ROWS = 4096  # and after so many in any case
 _DOUBT_ERROR = 0.7  # of ERROR_CRITICAL: so far the error itself has to rise with that beyond what scores expect
 _RISE_DEVIATIONS = 4.0  # a rise is at least so many deviations of a mean, as far as such means stray anyway
 _EFFECT_MIN = {LABEL: 0.0, PREDICTION: 0.1, CALIBRATION: 0.05}
 """A learner that learns changes its predictions a little all the time."""
 
-_OCTAVES_MIN = 0.5  # of labels' delays: rows of a batch share much of theirs, so a window holds few of them
-
+# Of labels' delays, in octaves:
+_OCTAVES_MIN = 0.5  # rows of a batch share much of theirs, so a window holds few of them
 _OCTAVES_NOTABLE = 0.4  # of what is critical: the mean is said even where it was a share that has moved
-
 _OCTAVES_DEVIATION = 2.0  # at least: where all delays are alike, others still lie within the 4 that are told apart
 
-_QUIET, _RISE_WAITS, _OUTCOME_WAITS = range(3)  # slots of `counters`
+_QUIET, _RISE_WAITS, _OUTCOME_WAITS = range(3)
+"""Slots of `counters`: rows since the last rise or restart; blocks that an alarm of the error must wait; those that
+one of labels, predictions or calibration must."""
+
 _NEVER_LATE_R1 = np.zeros((0, 1), np.float32)
 
 
 class Rise(NamedTuple):
-    """A rise of the mean error, of which it is not yet clear whether it is said."""
+    """A rise of the mean error, said or yet to be."""
 
     before: float
     after: float
@@ -73,7 +75,8 @@ class Drift:
         self._concept = Concept(kind, config.adwin_delta)
         self._inputs = Inputs(numeric, categorical, settle_rows=config.settle_rows, p=config.drift_p)
         self._outcomes = Outcomes(kind, classes, settle_rows=4 * config.settle_rows, p=config.drift_p)
-        self._late = False  # whether it is known of the batch how late labels were; like the next
+        # Of the batch at hand alone:
+        self._late = False  # whether it is known how late its labels were
         self._stop = self._psi_from = 0  # rows that were taken, and those that PSI has or need not have
         octaves = {"deviation_min": _OCTAVES_DEVIATION, "notable": _OCTAVES_NOTABLE}
         self._delays = Inputs(1, 0, settle_rows=config.settle_rows, p=config.drift_p, **octaves)
@@ -82,7 +85,7 @@ class Drift:
         self._categories = Categories([column.buckets for column in features.categorical])
         self._counters = np.zeros(3, np.int64)
         self._since = Since()
-        self._rise_5 = np.full(len(Rise._fields), np.inf)  # the last one
+        self._rise_5 = np.full(len(Rise._fields), np.inf)  # the last `Rise`, to which any error is a low one at first
         detectors = self._reference.arrays, self._outcomes.arrays, self._since.arrays
         self._watched = plain(Watched(self._inputs.arrays, self._delays.arrays, *detectors))
 
@@ -113,9 +116,9 @@ class Drift:
         self._stop = self._psi_from = 0
         while self._stop < len(real_R):
             full = self._psi_from + self._psi.to_go  # where the window of PSI is
-            stop = min(len(real_R), full, *(rise.row + 1 for rise in rises[:1]))
-            alarms_first = stop == full or (bool(rises) and stop == rises[0].row + 1)
-            beyond = self._take(taken, stop, close=not alarms_first)
+            stops = {full, *(rise.row + 1 for rise in rises[:1])}
+            stop = min(len(real_R), *stops)
+            beyond = self._take(taken, stop, close_last=stop not in stops)  # else PSI or the rise comes first
             if self._stop == full:
                 alarms += self._on_window(features_RC)
             if rises and rises[0].row + 1 == self._stop:
@@ -125,18 +128,18 @@ class Drift:
         self._psi.update(features_RC[self._psi_from :])
         return alarms
 
-    def _take(self, rows: Rows, stop: int, *, close: bool) -> Beyond | None:
+    def _take(self, rows: Rows, stop: int, *, close_last: bool) -> Beyond | None:
         """Gives rows to all detectors but PSI, whose windows are longer: until `stop`, or a block that says something.
 
-        Returns what the last block says; None where `_close` has yet to close it, as that which ends with `stop`
-        unless `close`.
+        Returns what the last block says, or None if it was left open, for `_close`: so is that which ends with `stop`
+        unless `close_last`, and each one as long as something settles or waits.
         """
         start, settled = self._stop, self._settled()
         waits = self._counters[_RISE_WAITS] or self._counters[_OUTCOME_WAITS]
         calm = settled.outcomes and settled.delays == self._late and not waits
         if not calm:
-            stop, close = min(stop, start + self._since.block_to_go), False
-        self._stop, beyond = take_rows(plain(rows), self._watched, plain(settled), start, stop, close)
+            stop, close_last = min(stop, start + self._since.block_to_go), False
+        self._stop, beyond = take_rows(plain(rows), self._watched, plain(settled), start, stop, close_last)
         taken = slice(start, self._stop)
         if not settled.inputs:
             self._inputs.keep(rows.features_RC[taken])
@@ -146,7 +149,7 @@ class Drift:
             self._delays.keep(rows.late_R1[taken])
         self._since.here = int(rows.number_R[self._stop - 1]), int(rows.time_R[self._stop - 1])
         self._counters[_QUIET] += self._stop - start
-        return Beyond(*beyond) if close or self._stop < stop else None
+        return Beyond(*beyond) if close_last or self._stop < stop else None
 
     def _settled(self) -> Settled:
         return Settled(self._inputs.settled, self._late and self._delays.settled, self._outcomes.settled)
@@ -217,10 +220,10 @@ class Drift:
     def _restart_outcomes(self) -> None:
         self._outcomes.restart()
         self._reference.restart()
-        self._counters[[_QUIET, _RISE_WAITS, _OUTCOME_WAITS]] = 0
+        self._counters[:] = 0
 
     def _armed(self, mean: float) -> bool:
-        """Whether the error of the last alarm is past, when it was so much before it rose, or has become usual."""
+        """Whether a rise from this mean is a new one: the error has fallen since the last, or that has become usual."""
         quiet, last = self._counters[_QUIET], Rise(*self._rise_5.tolist())
         return bool(quiet >= _USUAL_ROWS or (quiet >= _QUIET_ROWS and mean <= (last.before + last.after) / 2))
 
@@ -228,7 +231,8 @@ class Drift:
         """A rise of the error, unless it is one of those that follow another, or is nothing unusual here."""
         before, after = rise.before, rise.after
         deviation = self._concept.deviation(before)
-        error = deviation * math.sqrt(self._outcomes.means.stray(ERROR) / rise.rows)
+        outcomes = self._outcomes
+        error = deviation * math.sqrt(outcomes.means.stray(outcomes.arrays.at.error) / rise.rows)
         deviations = (after - before) / error if error else 2 * _RISE_DEVIATIONS
         if deviations < _RISE_DEVIATIONS:
             return []
@@ -259,10 +263,11 @@ class Drift:
         if beyond.outcomes <= ERROR_CRITICAL:
             counters[_OUTCOME_WAITS] = 0
             return []
-        means = self._outcomes.means
+        means, at = self._outcomes.means, self._outcomes.arrays.at
         error, doubt, reference = means.beyond_D[:ERRORS] / ERROR_CRITICAL
-        if self._armed(means.moved(0).before) and (error > 1 or reference > 1 or (doubt > 1 and error > _DOUBT_ERROR)):
-            moved = means.moved(ERRORS - 1 if reference > max(error, doubt) else 0)
+        risen = error > 1 or reference > 1 or (doubt > 1 and error > _DOUBT_ERROR)
+        if risen and self._armed(means.moved(at.error).before):
+            moved = means.moved(at.reference if reference > max(error, doubt) else at.error)
             self._rise_5[:] = Rise(moved.before, moved.after, moved.p, *self._since.of(moved.rows))
             return self._suspect(0)
         others = self._other_outcome()
@@ -293,10 +298,11 @@ class Drift:
         return [self._concept_alarm()]
 
     def _concept_alarm(self) -> Alarm:
-        before, after, p, since_row, since_time = self._rise_5.tolist()
+        rise = Rise(*self._rise_5.tolist())
         self._restart_outcomes()
-        detail = f"mean error rose from {before:.3g} to {after:.3g}"
-        return Alarm("concept", None, *self._since.here, int(since_row), int(since_time), after - before, p, detail)
+        since, effect = (int(rise.since_row), int(rise.since_time)), rise.after - rise.before
+        detail = f"mean error rose from {rise.before:.3g} to {rise.after:.3g}"
+        return Alarm("concept", None, *self._since.here, *since, effect, rise.p, detail)
 
     def _outcome_alarm(self, statistic: int) -> Alarm:
         alarm = outcome_alarm(self._outcomes, statistic, self._since)

@@ -25,7 +25,7 @@ else from how the sums of blocks differ."""
 
 WINDOWS = np.array([1, 2, 4, 8, 16])  # blocks
 STRIDES = np.array([1, 1, 1, 1, 2])
-RING = 49  # ends of blocks: the longest window, two as long before it, and where they begin
+RING = 3 * int(WINDOWS[-1]) + 1  # ends of blocks: the longest window, two as long before it, and where they begin
 CRITICAL = np.array([1.3, 1.2, 1.1, 1.0, 1.0])
 """Times that of a normal sum: short ones are skewed, and looked at often."""
 

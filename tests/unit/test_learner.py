@@ -16,6 +16,8 @@ from pipeline.config import JobConfig
 from pipeline.learner import Learner
 
 SIZE = 32
+BANK: dict[str, Any] = {"kind": "bank", "hidden": [256, 128], "classes": 5}
+EACH_KIND = pytest.mark.parametrize("kind", [{}, BANK], ids=["mlp", "bank"])
 
 
 def job(**learner: Any) -> JobConfig:
@@ -89,37 +91,41 @@ def test_padding_does_not_count() -> None:
     assert left_state["module.0.standardise.count_F"][0] == 20
 
 
-@pytest.mark.parametrize("poison", [np.inf, 1e38])
-def test_a_step_that_is_not_finite_changes_nothing(poison: float) -> None:
-    learner = Learner(job(task="regression"))
+@EACH_KIND
+@pytest.mark.parametrize(("name", "poison"), [("labels_B", np.inf), ("labels_B", 1e38), ("weights_B", np.inf)])
+def test_a_step_that_is_not_finite_changes_nothing(kind: dict[str, Any], name: str, poison: float) -> None:
+    learner = Learner(job(task="regression", **kind))
     for seed in range(3):
         learner.step(batch(seed))
     before, bad = digest(learner), batch(9)
-    bad.labels_B[0] = poison
+    getattr(bad, name)[0] = poison
     assert learner.step(bad).refused
     assert digest(learner) == before
     assert not learner.step(batch(4)).refused
     assert digest(learner) != before
 
 
-def test_restored_it_goes_on_bit_for_bit() -> None:
-    straight = Learner(job())
-    for seed in range(6):
+@EACH_KIND
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+def test_restored_it_goes_on_bit_for_bit(kind: dict[str, Any], task: str) -> None:
+    straight = Learner(job(task=task, **kind))
+    for seed in range(40):
         straight.step(batch(seed))
-        if seed == 1:
+        if seed == 20:
             straight.freeze()
-        if seed == 2:
+        if seed == 29:
             arrays = {name: array.copy() for name, array in straight.state().items()}
             document = straight.document()
-    resumed = Learner(job())
+    resumed = Learner(job(task=task, **kind))
     resumed.restore(arrays, document)
-    reports = [resumed.step(batch(seed)) for seed in range(3, 6)]
+    reports = [resumed.step(batch(seed)) for seed in range(30, 40)]
     assert digest(resumed) == digest(straight)
     assert reports[0].frozen_scores_BS is not None
 
 
-def test_the_frozen_copy_does_not_learn() -> None:
-    learner = Learner(job())
+@EACH_KIND
+def test_the_frozen_copy_does_not_learn(kind: dict[str, Any]) -> None:
+    learner = Learner(job(**kind))
     learner.step(batch(0))
     learner.freeze()
     frozen = [learner.step(batch(1)).frozen_scores_BS for _ in range(2)]

@@ -15,23 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from consumers.errors import ConfigError
-from consumers.record import Command
 from pipeline.learner import Learner
-from pipeline.registry import MLflowRegistry
-from pipeline.store import MemoryStore
 from pipeline.task import Binary
-from pipeline.verify import find_segment
-from pipeline.version import candidate
-from tests.stream import job
 from tests.unit.test_learner import batch, digest
 from tests.unit.test_learner import job as small
-from tests.unit.test_train import Trainer, comparable, topics
-from tests.unit.test_verify import verify_segment
+from tests.unit.test_verify import check_promises
 
 pytestmark = [pytest.mark.filterwarnings("ignore:::torch", "ignore:::mlflow", "ignore:::sqlalchemy")]
 compiles = pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler here")
 
-ROWS = 600
 BFLOAT16 = {"precision": "bfloat16"}
 COMPILED = {"compile": True}
 WAYS = [
@@ -138,25 +130,7 @@ def test_a_compiled_step_learns_and_scores_are_those_of_the_module_as_it_is_publ
 def test_killed_and_resumed_is_the_same_run_and_every_version_is_rebuilt_and_is_what_was_scored(
     way: dict[str, Any], tmp_path: Path
 ) -> None:
-    tables = {"learner": way, "snapshot": {"anchor_every": "200 rows"}}
-    config = job(tmp_path / "state", **tables)
-    straight = Trainer(config, MemoryStore(), topics(config, ROWS)).run()
-    store, found = MemoryStore(), topics(config, ROWS)
-    Trainer(config, store, found).run(die_after=8)
-    trainer = Trainer(config, store, found)
-    assert comparable(trainer.run()) == comparable(straight)
-
-    segment = find_segment(store, store.sequences()[-1])
-    assert verify_segment(store, segment, config, found).differences == []
-
-    list(trainer.state.apply(Command("register")))
-    trainer.snapshots.commit(trainer.state)
-    trainer.snapshots.wait()
-    manifest = store.manifest(store.sequences()[-1])
-    made = candidate(bytes(store.get(manifest["owed"]["version"])), manifest)
-    assert made.tolerance == 0
-    registry = MLflowRegistry(f"sqlite:///{tmp_path}/mlflow.db", None, tmp_path / "scratch")
-    assert registry.register(made) == 1  # exports, loads back, compares bit for bit
+    check_promises(way, tmp_path)
 
 
 class Branching(nn.Module):

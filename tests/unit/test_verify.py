@@ -13,11 +13,13 @@ from consumers.record import Command, Partition
 from pipeline.config import JobConfig, label_rule
 from pipeline.identity import with_settings
 from pipeline.ledger import seal, unseal
+from pipeline.registry import MLflowRegistry
 from pipeline.store import MemoryStore, encode_manifest
 from pipeline.verify import Segment, UnverifiableError, Verdict, find_segment, foreign, rebuild
+from pipeline.version import candidate
 from tests.records import Log, messages_of
 from tests.stream import job
-from tests.unit.test_train import Trainer, topics
+from tests.unit.test_train import Trainer, comparable, topics
 
 ROWS = 2000
 
@@ -55,6 +57,29 @@ def verify_segment(
     starts = {partition: start for partition, (start, _) in segment.ranges().items()}
     spans = InMemorySpans(messages_of(found or topics(config, ROWS)), codecs, starts)
     return rebuild(store, segment, segment.job(config.kafka), spans)
+
+
+def check_promises(learner: dict[str, Any], folder: Path) -> None:
+    """Killed and resumed it is the same run, its snapshots are rebuilt, and what is published is what was scored."""
+    tables = {"learner": learner, "snapshot": {"anchor_every": "200 rows"}}
+    config = job(folder / "state", **tables)
+    straight = Trainer(config, MemoryStore(), topics(config, 600)).run()
+    store, found = MemoryStore(), topics(config, 600)
+    Trainer(config, store, found).run(die_after=8)
+    trainer = Trainer(config, store, found)
+    assert comparable(trainer.run()) == comparable(straight)
+
+    segment = find_segment(store, store.sequences()[-1])
+    assert verify_segment(store, segment, config, found).differences == []
+
+    list(trainer.state.apply(Command("register")))
+    trainer.snapshots.commit(trainer.state)
+    trainer.snapshots.wait()
+    manifest = store.manifest(store.sequences()[-1])
+    made = candidate(bytes(store.get(manifest["owed"]["version"])), manifest)
+    assert made.tolerance == 0
+    registry = MLflowRegistry(f"sqlite:///{folder}/mlflow.db", None, folder / "scratch")
+    assert registry.register(made) == 1  # exports, loads back, compares bit for bit
 
 
 def test_every_snapshot_is_rebuilt_to_the_bit_even_those_that_are_gone(store: MemoryStore, config: JobConfig) -> None:
