@@ -121,17 +121,15 @@ class State:
         if span.rejects.num_rows:
             self.owed.letters.append(Letters(span.partition, _copied(span.rejects)))
         scores_NS = None
-        if side is Side.FEATURES and not self.join.fits(
-            len(events)
-        ):  # a batch may be learned before the last row is in
-            self.fill_scores()
+        if side is Side.FEATURES and not self.join.fits(len(events)):
+            self.fill_scores()  # a batch may be learned before the last row is in
             scores_NS = self.learner.score(events.features_NC)
         self.positions[span.partition].take(span)
         for examples in self.join.apply(side, index, events, scores_NS):
             if side is Side.LABELS:
                 self.label_delay_ms = float(events.event_time_N.mean() - examples.take("event_time").mean())
             yield from self._take(examples)
-        self.fill_scores(whole_blocks=True)
+        self.fill_scores(whole_blocks=self.join.fits(1))  # a full slab is complete: a snapshot writes it for good
         yield from self._advance()
 
     def fill_scores(self, *, whole_blocks: bool = False) -> None:
@@ -139,7 +137,8 @@ class State:
 
         A row's score is of the weights of when its span is applied, before anything that comes later. These stay as
         they are until the next batch is learned, so spans of a few rows can share a block until then, or until
-        somebody asks for a score: a forward costs the same whatever its block holds, and gives each row the same bits.
+        an example needs its score: a forward costs the same whatever its block holds. Which rows share one follows from
+        the entries alone, and a snapshot leaves it so: at another place of its block a row's score may have other bits.
         """
         features_NC, scores_NS = self.join.unscored()
         rows = len(features_NC)
