@@ -15,7 +15,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def compiled_sources() -> list[Path]:
-    """This package, and in the other what is compiled: where one file changes, those that call it are compiled anew.
+    """All of consumers, and what is compiled in pipeline: where one file changes, those that call it are compiled anew.
 
     Of the bank all files are: constants that it has from the others are compiled in.
     """
