@@ -137,7 +137,7 @@ def test_killed_after_every_entry_is_still_the_same_run(config: JobConfig, strai
 
 
 def test_snapshots_move_no_row_to_another_place_of_its_block(config: JobConfig) -> None:
-    """There it may have other bits: where several rows are computed at a time, the last of 50 are left to another loop."""
+    """There it may have other bits: where several rows are computed at a time, another loop has the last of 50."""
     learner = {"kind": "bank", "hidden": [256, 128], "batch_size": 50}
     config = job(config.job.state_dir, stream={"span": 8}, learner=learner)
     found = topics(config, 700)
