@@ -185,6 +185,7 @@ def counted_scoring(trainer: Trainer) -> list[int]:
 
 def test_rows_without_scores_are_scored_once_they_fill_a_block_and_wait_through_a_snapshot(config: JobConfig) -> None:
     trainer = Trainer(config, MemoryStore(), topics(config))
+    trainer.state.join._tables[Side.FEATURES].columns["scores"][: config.join.slab_rows] = 7  # of rows that were there
     calls = counted_scoring(trainer)
     for span in islice(trainer.entries(), 2):  # of features; the first one begins a slab, and is scored alone
         list(trainer.state.apply(span))
