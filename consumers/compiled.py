@@ -14,13 +14,21 @@ from numba.core import config
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def compiled_sources() -> list[Path]:
+    """All of consumers, and what is compiled in pipeline: where one file changes, those that call it are compiled anew.
+
+    Of the bank all files are: constants that it has from the others are compiled in.
+    """
+    here = Path(__file__).resolve().parent
+    others = here.parent.glob("pipeline/**/*.py")
+    compiled = (path for path in others if path.parent.name == "bank" or b"njit_" in path.read_bytes())
+    return sorted([*here.rglob("*.py"), *compiled])
+
+
 def _code_hash() -> str:
-    """Of this package, and of what else is compiled: where one file changes, those that call it are compiled anew."""
-    here, digest = Path(__file__).resolve().parent, hashlib.sha256()
-    for path in sorted([*here.rglob("*.py"), *here.parent.glob("pipeline/**/*.py")]):
-        source = path.read_bytes()
-        if path.is_relative_to(here) or b"njit_" in source:
-            digest.update(source)
+    digest = hashlib.sha256()
+    for path in compiled_sources():
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 

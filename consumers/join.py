@@ -77,7 +77,7 @@ class Join:
         self.watermark = NEVER
         self.filled_in = 0  # examples that expiry has filled in
         self.assumed = 0  # examples that are not final
-        self._unscored = 0  # feature rows, the newest ones
+        self.unscored_rows = 0  # features without scores, the newest ones
         self.counts_PO: Int64s = np.zeros((partitions, len(Outcome)), np.int64)
 
     @property
@@ -122,7 +122,8 @@ class Join:
             done, stored, matched = kernel(mine.rows, theirs.rows, rows, done, partition, rules, self.counts_PO, found)
             mine.store(first, found.inserted_N[:stored], kept)
             if side is Side.FEATURES and scores_NS is None:
-                self._unscored += stored
+                mine.columns["scores"][first : first + stored] = 0  # a snapshot may see them so
+                self.unscored_rows += stored
             if matched:
                 yield Examples(
                     found.feature_N[:matched],
@@ -151,11 +152,11 @@ class Join:
 
     def scored(self, rows: int) -> None:
         """The first `rows` of the rows that had no scores have theirs."""
-        self._unscored -= rows
+        self.unscored_rows -= rows
 
     def _unscored_rows(self) -> tuple[int, int]:
         stop = self._tables[Side.FEATURES].next_row
-        return stop - self._unscored, stop
+        return stop - self.unscored_rows, stop
 
     def advance(self, watermark: int) -> Iterator[Examples]:
         """Expires what waited for longer than the window, then drops slabs that lie wholly behind it.
@@ -220,7 +221,7 @@ class Join:
         return [view for table in self._tables for view in table.views()]
 
     def restore(
-        self, slabs: Iterable[SlabView], counts_PO: Int64s, watermark: int, filled_in: int, assumed: int
+        self, slabs: Iterable[SlabView], counts_PO: Int64s, watermark: int, filled_in: int, assumed: int, unscored: int
     ) -> None:
         """Takes up, in a new object, where a snapshot left off. A smaller budget evicts the oldest slabs.
 
@@ -230,10 +231,11 @@ class Join:
             watermark: as `watermark` was.
             filled_in: as `filled_in` was.
             assumed: as `assumed` was.
+            unscored: as `unscored_rows` was.
         """
         self.counts_PO = counts_PO.copy()
         self.watermark = watermark
-        self.filled_in, self.assumed = filled_in, assumed
+        self.filled_in, self.assumed, self.unscored_rows = filled_in, assumed, unscored
         files: dict[tuple[int, int], Path] = {}
         self._files = files
         for view in slabs:

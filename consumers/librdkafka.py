@@ -86,7 +86,8 @@ class RawConsumer:
     Args:
         settings: as confluent-kafka takes them, without callbacks.
         starts: partitions, with the offset to begin at.
-        batch: at most so many messages of a partition are taken at once, and none beyond an offset divisible by it.
+        batch: at most so many messages of a partition are taken at once, and where no offset is missing none beyond one
+            that is divisible by it.
     """
 
     def __init__(self, settings: Mapping[str, Any], starts: Mapping[Partition, int], *, batch: int) -> None:

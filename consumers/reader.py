@@ -277,9 +277,9 @@ class Reader:
         return UnexplainedError(f"{partition}@{expected}: Kafka refused an offset between {start} and {end}")
 
     def _has_room(self, cutter: Cutter) -> bool:
-        """Whether a partition's queue may grow: what is not taken stays in librdkafka's."""
+        """Whether a partition's queue may grow, as one full to the byte must; the rest stays in librdkafka's."""
         spans = max(len(cutter), cutter.rows) / self._job.stream.span
-        return spans < QUEUE_SPANS_MAX and cutter.bytes < SPAN_RAW_BYTES_MAX
+        return spans < QUEUE_SPANS_MAX and cutter.bytes <= SPAN_RAW_BYTES_MAX
 
 
 class UnexplainedError(Exception):

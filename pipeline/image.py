@@ -31,7 +31,6 @@ class Image:
     @classmethod
     def of(cls, state: State, topic_ids: Mapping[str, str]) -> Image:
         """All of S but the ledger and what is owed, which a commit seals."""
-        state.fill_scores()
         arrays = {f"learner.{name}": array for name, array in state.learner.state().items()}
         arrays |= {f"batch.{name}": array for name, array in state.batcher.state().items()}
         if state.delayed:
@@ -67,7 +66,7 @@ def fill(state: State, arrays: Arrays, document: Mapping[str, Any], full_slab: F
         state.delayed.restore(_under("delayed.", arrays))
     state.monitor.restore(_under("monitor.", arrays), document["monitor"])
     slabs = _slabs(document["slabs"], arrays, full_slab)
-    counts = (document["watermark"], document["filled_in"], document["assumed"])
+    counts = (document["watermark"], document["filled_in"], document["assumed"], document["unscored"])
     state.join.restore(slabs, arrays["counts"], *counts)
     state.read_P, state.rejected_P = arrays["read"].copy(), arrays["rejected"].copy()
     state.skipped_P = arrays["skipped"].copy()
@@ -96,6 +95,7 @@ def _document(state: State, slabs: list[SlabView]) -> dict[str, Any]:
         "watermark": int(state.join.watermark),
         "filled_in": int(state.join.filled_in),
         "assumed": int(state.join.assumed),
+        "unscored": int(state.join.unscored_rows),
         "trained": state.trained,
         "trained_ms": state.trained_ms,
         "refused": state.refused,

@@ -129,15 +129,16 @@ class State:
             if side is Side.LABELS:
                 self.label_delay_ms = float(events.event_time_N.mean() - examples.take("event_time").mean())
             yield from self._take(examples)
-        self.fill_scores(whole_blocks=True)
+        self.fill_scores(whole_blocks=self.join.fits(1))  # a full slab is complete: a snapshot writes it for good
         yield from self._advance()
 
     def fill_scores(self, *, whole_blocks: bool = False) -> None:
         """Scores the rows that have none yet, or as many of them as fill blocks.
 
         A row is scored by the weights of the moment at which its span is applied. They stay as they are until the next
-        batch is learned: until then, or until a score is needed, rows of several short spans wait to share a block. A
-        forward costs the same however many rows its block holds, and gives each of them the same bits.
+        batch is learned: until then, or until an example needs its score, rows of several short spans wait to share a
+        block, as a forward costs the same however many rows its block holds. Which rows share one follows from the
+        entries alone, and a snapshot leaves it so: at another place of its block a row's score may have other bits.
         """
         features_NC, scores_NS = self.join.unscored()
         rows = len(features_NC)

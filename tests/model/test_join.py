@@ -297,7 +297,7 @@ def copied(views: Sequence[slabs.SlabView]) -> list[slabs.SlabView]:
 
 def restored(join: Join, config: JoinConfig, labelled: bool) -> Join:
     again = new_join(config, labelled)
-    again.restore(copied(join.slabs()), join.counts_PO, join.watermark, join.filled_in, join.assumed)
+    again.restore(copied(join.slabs()), join.counts_PO, join.watermark, join.filled_in, join.assumed, 0)
     return again
 
 
@@ -404,7 +404,7 @@ class JoinMachine(RuleBasedStateMachine):
         vars(self).update(deepcopy(self.snapshot["beside"]))
         self.oracle.restore(self.config.memory)
         slabs_then, *rest = self.snapshot["state"]
-        before.restore(copied(slabs_then), *rest)
+        before.restore(copied(slabs_then), *rest, unscored=0)
         self.join = before
 
     @rule()

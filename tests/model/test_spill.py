@@ -82,7 +82,7 @@ class Snapshotted:
             )
             for view in self.join.slabs()
         ]
-        again.join.restore(views, self.join.counts_PO, self.join.watermark, self.join.filled_in, self.join.assumed)
+        again.join.restore(views, self.join.counts_PO, self.join.watermark, self.join.filled_in, self.join.assumed, 0)
         return again
 
 

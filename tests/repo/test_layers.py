@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from consumers.compiled import compiled_sources
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("consumers", "pipeline")
 MODULES = {
@@ -85,3 +87,30 @@ def test_the_check_sees_imports_in_functions_and_in_type_checking_blocks(tmp_pat
     path.write_text("import a\nif TYPE_CHECKING:\n    import b\ndef f():\n    from consumers import record\n")
     found = [("a", True), ("b", False), ("consumers.record", False)]
     assert sorted(imported(path, "example")) == found
+
+
+def test_what_compiled_loops_take_from_other_files_names_their_cache_too() -> None:
+    """A constant is compiled in: a loop that is found in the cache would have the one of before."""
+    named = set(compiled_sources())
+    for path in MODULES.values():
+        tree = ast.parse(path.read_text())
+        used = set(compiled_in(tree))
+        for node in tree.body:
+            if (
+                isinstance(node, ast.ImportFrom)
+                and node.module in MODULES
+                and used & {name.name for name in node.names}
+            ):
+                assert MODULES[node.module].resolve() in named, f"{path}: {node.module}"
+
+
+def compiled_in(tree: ast.Module) -> Iterator[str]:
+    """Names in compiled functions, and, where there are any, in the constants of the module."""
+    compiled = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and any("njit_" in ast.unparse(by) for by in node.decorator_list)
+    ]
+    constants = [node for node in tree.body if isinstance(node, ast.Assign | ast.AnnAssign)] if compiled else []
+    for node in [*compiled, *constants]:
+        yield from (name.id for name in ast.walk(node) if isinstance(name, ast.Name))

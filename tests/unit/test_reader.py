@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from consumers import cutter
 from consumers import reader as module
 from consumers.arena import Arena, Published
 from consumers.kafka import Topic
@@ -154,3 +155,16 @@ def test_a_span_waits_no_longer_where_records_keep_coming(stage: Stage) -> None:
         stage.kafka.fetches = [lot]
         sent[row] = [(span.start, span.stop) for span in stage.spans_at(10.0 + row * 0.4 * linger_s)]
     assert sent == {0: [], 1: [], 2: [], 3: [(0, 4)]}  # 1.2 times the wait after the first record, at the end
+
+
+def test_a_queue_that_is_full_to_the_byte_takes_the_message_that_shows_where_its_span_ends(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, messages = stage.kafka.partition, stage.kafka.messages
+    for limited in (module, cutter):
+        monkeypatch.setattr(limited, "SPAN_RAW_BYTES_MAX", int(messages.sizes_N()[:2].sum()))
+    lots = [messages.part(row, row + 1) for row in range(4)]
+    stage.kafka.fetch = lambda _, room, __: ({here: lots.pop(0)} if here in room and lots else {}, {})  # type: ignore[method-assign]
+    stage.reader._watch = TopicWatch(stage.kafka, {}, {here})  # type: ignore[arg-type]  # nothing has to be confirmed
+    spans = [span for turn in range(4) for span in stage.spans_at(10.0 + turn)]
+    assert (spans[0].start, spans[0].stop) == (0, 2)
