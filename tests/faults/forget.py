@@ -229,6 +229,7 @@ def stories() -> Iterator[Story]:
     for seed in (5, 2):
         yield Story(f"labels that come minutes late, seed {seed}", _slow_labels(seed), 30)
     yield Story("an alarm over scores that wait to be booked", Scenario(5), 23)
+    yield Story("killed while rows of short spans waited for their scores", Scenario(5), 45)
     for cut in (6, 20):
         yield Story(f"a broken producer, {cut} entries", _broken_producer(), cut, accept_bad=40)
 
