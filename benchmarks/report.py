@@ -155,16 +155,19 @@ def quality_plasticity(results: Results) -> str:
 
 
 def quality_rivals(results: Results) -> str:
-    """`quality`: what one would take instead, on the same rows."""
+    """`quality`: what one would take instead, on the same rows; where none was measured there is no line."""
     ours = {(line["stream"], line["latency"]): line for line in results["streams"]}
     names = list(dict.fromkeys(line["rival"] for line in results["rivals"]))
     found = {(line["rival"], line["stream"], line["latency"]): line for line in results["rivals"]}
     rows = []
     for (stream, latency), line in ours.items():
-        metric = line.get("metric", "accuracy")
-        lines = [line, *(found[name, stream, latency] for name in names)]
-        cells = [f"{_share(each['metrics'][metric])} ({each['rows_per_s']:,.0f}/s)" for each in lines]
-        rows.append([stream, latency, metric, *cells])
+        metric, theirs = line.get("metric", "accuracy"), [found.get((name, stream, latency)) for name in names]
+        if any(theirs):
+            cells = [
+                f"{_share(one['metrics'][metric])} ({one['rows_per_s']:,.0f}/s)" if one else "–"
+                for one in (line, *theirs)
+            ]
+            rows.append([stream, latency, metric, *cells])
     return table(["stream", "label latency", "metric", "Evertrain", *(RIVALS[name] for name in names)], rows)
 
 

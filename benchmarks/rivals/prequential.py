@@ -65,7 +65,7 @@ class Network:
         if self._models_classes:
             found = self._model.predict_proba_many(self._encoded(rows))
             for label in found.columns:
-                if int(label) < self._classes:
+                if not isinstance(label, str) and int(label) < self._classes:  # text: a class not seen yet
                     scores_NK[:, int(label)] = found[label]
         return scores_NK
 
