@@ -8,7 +8,7 @@ boundary between buckets is tried as a cut.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,14 @@ _SURELY = 0.999  # of what makes a cut: below it there is none, however the numb
 _LEVELS = 58  # bucket sizes 2^0 ... 2^57: more rows than an int64 offset can number
 
 
+class Window(NamedTuple):
+    """Buckets by level, the oldest first: 2^level rows each."""
+
+    totals_LM: Float64s
+    m2_LM: Float64s  # squared deviations from the bucket's mean
+    filled_L: Int64s
+
+
 class Adwin:
     """The newest rows whose mean is, as far as can be told, one and the same.
 
@@ -33,9 +41,8 @@ class Adwin:
 
     def __init__(self, delta: float, *, clock: int = 32, min_window: int = 16) -> None:
         self._limits = (delta, clock, min_window)
-        self._totals_LM = np.zeros((_LEVELS, _BUCKETS))
-        self._m2_LM = np.zeros((_LEVELS, _BUCKETS))
-        self._filled_L = np.zeros(_LEVELS, np.int64)
+        totals_LM, m2_LM = np.zeros((2, _LEVELS, _BUCKETS))
+        self._window = Window(totals_LM, m2_LM, np.zeros(_LEVELS, np.int64))
         self._rows = np.zeros(1, np.int64)
         self._scratch_4Q = np.zeros((4, clock + _BUCKETS))
 
@@ -45,8 +52,7 @@ class Adwin:
         `before` and `after` are the means on both sides of the first cut, `rows` those after it.
         """
         shifts_N4 = np.empty((len(values) // self._limits[1] + 1, 4))
-        window = self._totals_LM, self._m2_LM, self._filled_L
-        found = _feed(values, *window, self._rows, *self._limits, self._scratch_4Q, shifts_N4)
+        found = _feed(values, (*self._window,), self._rows, self._limits, self._scratch_4Q, shifts_N4)
         return [
             Shift(int(row), 0, float(before), float(after), int(rows)) for row, before, after, rows in shifts_N4[:found]
         ]
@@ -54,23 +60,23 @@ class Adwin:
     @property
     def mean(self) -> float:
         """Mean of the window; 0 if it is empty."""
-        return float(_moments(self._totals_LM, self._m2_LM, self._filled_L)[1])
+        return float(_moments(self._window)[1])
 
     @property
     def width(self) -> int:
         """Rows in the window."""
-        return int(_moments(self._totals_LM, self._m2_LM, self._filled_L)[0])
+        return int(_moments(self._window)[0])
 
     def rescale(self, factor: float) -> None:
         """Makes the window what it would be, had every value been multiplied by `factor`."""
-        self._totals_LM *= factor
-        self._m2_LM *= factor * factor
+        self._window.totals_LM[:] *= factor
+        self._window.m2_LM[:] *= factor * factor
 
     def state(self) -> Arrays:
         return {
-            "totals": self._totals_LM,
-            "m2": self._m2_LM,
-            "filled": self._filled_L,
+            "totals": self._window.totals_LM,
+            "m2": self._window.m2_LM,
+            "filled": self._window.filled_L,
             "rows": self._rows,
         }
 
@@ -81,24 +87,21 @@ class Adwin:
 @njit_cached
 def _feed(
     values_N: Float64s,
-    totals_LM: Float64s,
-    m2_LM: Float64s,
-    filled_L: Int64s,
+    plain_window: tuple[Float64s, Float64s, Int64s],  # without names: numba finds the type of a named tuple in Python
     rows: Int64s,
-    delta: float,
-    clock: int,
-    min_window: int,
+    limits: tuple[float, int, int],
     scratch_4Q: Float64s,
     shifts_N4: Float64s,
 ) -> int:
+    window, (delta, clock, min_window) = Window(*plain_window), limits
     found = row = 0
     while row < len(values_N):
         stop = min(len(values_N), row + clock - rows[0] % clock)
-        _insert(values_N[row:stop], totals_LM, m2_LM, filled_L, scratch_4Q)
+        _insert(values_N[row:stop], window, scratch_4Q)
         rows[0] += stop - row
         row = stop
         if rows[0] % clock == 0:
-            before, after, rows_after = _shrink(totals_LM, m2_LM, filled_L, delta, min_window)
+            before, after, rows_after = _shrink(window, delta, min_window)
             if after > before:
                 shifts_N4[found, 0] = row - 1
                 shifts_N4[found, 1] = before
@@ -109,11 +112,12 @@ def _feed(
 
 
 @njit_cached
-def _insert(values_N: Float64s, totals_LM: Float64s, m2_LM: Float64s, filled_L: Int64s, scratch_4Q: Float64s) -> None:
+def _insert(values_N: Float64s, window: Window, scratch_4Q: Float64s) -> None:
     """Adds buckets of one row each; where a level overflows, two by two its oldest buckets become one of the next.
 
     Level by level: which two become one is the same as if the rows came one by one.
     """
+    totals_LM, m2_LM, filled_L = window
     totals_Q, m2_Q, new_totals_Q, new_m2_Q = scratch_4Q
     new, size = len(values_N), 1
     for row in range(new):
@@ -141,14 +145,13 @@ def _insert(values_N: Float64s, totals_LM: Float64s, m2_LM: Float64s, filled_L: 
 
 
 @njit_cached
-def _shrink(
-    totals_LM: Float64s, m2_LM: Float64s, filled_L: Int64s, delta: float, min_window: int
-) -> tuple[float, float, int]:
+def _shrink(window: Window, delta: float, min_window: int) -> tuple[float, float, int]:
     """Drops the oldest bucket while the window can be cut; the means beside the first cut and its rows, or 0s."""
+    totals_LM, m2_LM, filled_L = window
     first_before, first_after, first_rows = 0.0, 0.0, 0
     cut = False
     while True:
-        before, after, rows = _cut(totals_LM, m2_LM, filled_L, delta, min_window)
+        before, after, rows = _cut(window, delta, min_window)
         if before == after:
             return first_before, first_after, first_rows
         if not cut:
@@ -162,11 +165,10 @@ def _shrink(
 
 
 @njit_cached
-def _cut(
-    totals_LM: Float64s, m2_LM: Float64s, filled_L: Int64s, delta: float, min_window: int
-) -> tuple[float, float, int]:
+def _cut(window: Window, delta: float, min_window: int) -> tuple[float, float, int]:
     """The means before and after the oldest boundary that separates two different parts, and the rows after; or 0s."""
-    rows, mean, m2 = _moments(totals_LM, m2_LM, filled_L)
+    totals_LM, filled_L = window.totals_LM, window.filled_L
+    rows, mean, m2 = _moments(window)
     if rows < 2 * min_window:
         return 0.0, 0.0, 0
     confidence = np.log(2 * np.log(rows) / delta)
@@ -203,12 +205,13 @@ def _levels(filled_L: Int64s) -> int:
 
 
 @njit_cached
-def _moments(totals_LM: Float64s, m2_LM: Float64s, filled_L: Int64s) -> tuple[int, float, float]:
+def _moments(window: Window) -> tuple[int, float, float]:
     """Rows, mean and sum of squared deviations of the whole window.
 
     Summed anew from the buckets: kept up to date by addition and subtraction they would drift over a run
     without end.
     """
+    totals_LM, m2_LM, filled_L = window
     levels, rows, total = _levels(filled_L), 0, 0.0
     for level in range(levels):
         rows += filled_L[level] << level
