@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from consumers.codecs import Decoded, columnar, fields, ipc, streams
+from consumers.codecs.columnar import Target
 from consumers.codecs.definition import Definition
 from consumers.codecs.fields import Reject
 from consumers.codecs.scan import MessageArrays, new_found, planned
@@ -28,22 +28,6 @@ from consumers.record import MESSAGE_ROWS_MAX, REJECT_BYTES_MAX, REJECT_RAW_BYTE
 
 _SCHEMAS_MAX = 16
 """Schemas remembered: those of a topic are few, but no message can be trusted to keep it so."""
-
-
-class _Target(NamedTuple):
-    """Where the R rows of N messages go."""
-
-    first_N: Int64s
-    count_N: Int64s
-    rows: RowArrays
-    good_R: npt.NDArray[np.bool_]
-
-    def part(self, index: int) -> _Target:
-        """Of one message."""
-        start, stop = int(self.first_N[index]), int(self.first_N[index] + self.count_N[index])
-        columns: tuple[Any, ...] = self.rows
-        rows = RowArrays(*[column[start:stop] for column in columns])
-        return _Target(np.zeros(1, np.int64), self.count_N[index : index + 1], rows, self.good_R[start:stop])
 
 
 class ArrowCodec:
@@ -70,7 +54,7 @@ class ArrowCodec:
         arrays = MessageArrays.of(messages)
         sizes = ipc.measured(arrays.values)
         count_N = self._rows_N(arrays.values, sizes)
-        target = _Target(np.cumsum(count_N) - count_N, count_N, rows, np.zeros(int(count_N.sum()), np.bool_))
+        target = Target(np.cumsum(count_N) - count_N, count_N, rows, np.zeros(int(count_N.sum()), np.bool_))
         plain = np.flatnonzero(sizes.plain_N & ~self._refused_N(arrays.values, sizes)).tolist()
         decoded = self._decode_plain(arrays, sizes, plain, target)
         rejects, bad_R = Rejects(), np.flatnonzero(~target.good_R)
@@ -87,7 +71,7 @@ class ArrowCodec:
         bytes_N = np.maximum(values.length_N, sizes.bytes_N)
         return (sizes.broken_N >= 0) | (bytes_N > self._config.max_message_bytes) | (sizes.rows_N > MESSAGE_ROWS_MAX)
 
-    def _decode_plain(self, messages: MessageArrays, sizes: ipc.Sizes, plain: list[int], target: _Target) -> set[int]:
+    def _decode_plain(self, messages: MessageArrays, sizes: ipc.Sizes, plain: list[int], target: Target) -> set[int]:
         """Decodes messages that are laid out plainly; returns those whose columns are, too."""
         values, alike = messages.values, dict[bytes, list[int]]()
         for index in plain:
@@ -97,8 +81,8 @@ class ArrowCodec:
         for schema, indices in alike.items():
             layout = self._understood(schema).layout
             if layout is not None:
-                work = layout, self._places, self._plan, self._found
-                columnar.decode(messages, np.array(indices), target.first_N, *work, target.rows, target.good_R)
+                columns = columnar.Columns(layout, self._places, self._plan, self._found)
+                columnar.decode(messages, np.array(indices), columns, target)
                 decoded.update(indices)
         return decoded
 
@@ -109,7 +93,7 @@ class ArrowCodec:
             self._schemas[schema] = streams.understood(schema, self._wanted)
         return self._schemas[schema]
 
-    def _decode_slowly(self, message: Messages, target: _Target, rejects: Rejects, *, decoded: bool) -> None:
+    def _decode_slowly(self, message: Messages, target: Target, rejects: Rejects, *, decoded: bool) -> None:
         """Decides on the rows of one message that are not good yet; `decoded`: that is what became of them."""
         offset, timestamp = int(message.offset_N[0]), int(message.timestamp_N[0])
         key, value = message.keys.at(0), message.values.at(0)
@@ -145,7 +129,7 @@ class ArrowCodec:
         schema = self._understood(value[: sizes.schema_stop_N[0] - values.start_N[0]])
         return streams.read(value, schema, self._wanted.names, most)
 
-    def _bad_rows(self, table: pa.Table, message: Messages, target: _Target) -> list[tuple[int, str, bytes]]:
+    def _bad_rows(self, table: pa.Table, message: Messages, target: Target) -> list[tuple[int, str, bytes]]:
         """Number, reason and JSON of the rows that are bad. Raises Reject if these are too many for one span."""
         offset, timestamp, key = int(message.offset_N[0]), int(message.timestamp_N[0]), message.keys.at(0)
         name = self._config.key

@@ -39,14 +39,26 @@ from consumers.codecs.binary import float32, varint, zigzag
 from consumers.codecs.envelope import WRITTEN
 from consumers.codecs.fields import Reject
 from consumers.codecs.registry import Registry
-from consumers.codecs.scan import MISSING, OBJECT, TEXT, Found, MessageArrays, Plan, new_found, planned, take
-from consumers.codecs.schemas import Reader, SchemaCodec
+from consumers.codecs.scan import (
+    BARE,
+    CLOUDEVENTS,
+    DEBEZIUM,
+    MISSING,
+    OBJECT,
+    TEXT,
+    Found,
+    Plan,
+    new_found,
+    planned,
+    take,
+)
+from consumers.codecs.schemas import Bodies, Reader, SchemaCodec
 from consumers.codecs.table import RowArrays
 from consumers.codecs.text import valid_text
 from consumers.codecs.words import float_of, word
 from consumers.compiled import njit_cached, njit_merged
 from consumers.config import FeaturesConfig, LabelRule, LabelsConfig
-from consumers.record import Bytes1, Int64s
+from consumers.record import Bytes1
 
 for _name, _divisor in DIVISORS.items():
     fastavro.read.LOGICAL_READERS[f"long-{_name}"] = lambda value, *_, divisor=_divisor: value // divisor
@@ -57,9 +69,7 @@ _WRONG: dict[type, str] = {
     UnicodeDecodeError: "text that is not UTF-8",
 }
 
-_BARE, _CLOUDEVENT, _CHANGE = range(3)
 _WRITTEN = tuple("".join(WRITTEN).encode())
-_ENVELOPES = {"none": _BARE, "cloudevents": _CLOUDEVENT, "debezium": _CHANGE}
 
 
 class AvroCodec(SchemaCodec):
@@ -67,23 +77,21 @@ class AvroCodec(SchemaCodec):
 
     def __init__(self, config: FeaturesConfig | LabelsConfig, label: LabelRule) -> None:
         self._names, self._plan = planned(config, label)
-        self._envelope = _ENVELOPES[config.envelope]
         super().__init__(config, label)
 
     def of_file(self, path: Path) -> Reader:
         """By the schema in a file."""
-        return _Reader([path.read_bytes()], self._names, self._plan, self._envelope)
+        return _Reader([path.read_bytes()], self._names, self._plan)
 
     def of_registry(self, registry: Registry, header: bytes) -> Reader:
         """By the schema that the header names."""
-        texts = registry.avro(int.from_bytes(header[1:], "big"))
-        return _Reader(texts, self._names, self._plan, self._envelope)
+        return _Reader(registry.avro(int.from_bytes(header[1:], "big")), self._names, self._plan)
 
 
 class _Reader(Reader):
     """Reads messages by one writer's schema: the last one, which may use names of the others. Raises Reject."""
 
-    def __init__(self, texts: Sequence[str | bytes], names: list[str], plan: Plan, envelope: int) -> None:
+    def __init__(self, texts: Sequence[str | bytes], names: list[str], plan: Plan) -> None:
         named: dict[str, Any] = {}
         try:
             for text in texts:
@@ -94,20 +102,18 @@ class _Reader(Reader):
             raise Reject("the writer's schema is no record")
         outer, inner, nowhere = range(len(names), len(names) + 3)
         place = Place(nowhere, {name: Place(slot) for slot, name in enumerate(names)})
-        if envelope == _CLOUDEVENT:
+        if plan.envelope == CLOUDEVENTS:
             place = Place(nowhere, {"specversion": Place(outer), "data": Place(inner, place.fields)})
-        elif envelope == _CHANGE:
+        elif plan.envelope == DEBEZIUM:
             place = Place(nowhere, {"op": Place(outer), "after": Place(inner, place.fields)})
         self._program, symbols = compiled(self._schema, named, place, nowhere)
         self._found = new_found(nowhere + 1)
         self._found.scratch[: len(symbols)] = np.frombuffer(symbols, np.uint8)
-        self._plan, self._envelope = plan, envelope
+        self._plan = plan
 
-    def decode_fast(
-        self, messages: MessageArrays, index_M: Int64s, skip: int, rows: RowArrays, good_N: npt.NDArray[np.bool_]
-    ) -> None:
+    def decode_fast(self, bodies: Bodies, rows: RowArrays, good_N: npt.NDArray[np.bool_]) -> None:
         """By the program."""
-        _decode(messages, index_M, skip, self._program, self._envelope, self._found, self._plan, rows, good_N)
+        _decode(bodies, self._program, self._plan, self._found, rows, good_N)
 
     def parse(self, body: bytes) -> Mapping[str, Any]:
         """By fastavro."""
@@ -124,25 +130,17 @@ class _Reader(Reader):
 
 @njit_cached
 def _decode(
-    messages: MessageArrays,
-    index_M: Int64s,
-    skip: int,
-    program: Program,
-    envelope: int,
-    found: Found,
-    plan: Plan,
-    rows: RowArrays,
-    good_N: npt.NDArray[np.bool_],
+    bodies: Bodies, program: Program, plan: Plan, found: Found, rows: RowArrays, good_N: npt.NDArray[np.bool_]
 ) -> None:
-    values = messages.values
+    values, index_M = bodies.messages.values, bodies.index_M
     for number in range(len(index_M)):
         index = index_M[number]
-        start, stop = values.start_N[index] + skip, values.start_N[index] + values.length_N[index]
+        start, stop = values.start_N[index] + bodies.header_bytes, values.start_N[index] + values.length_N[index]
         found.kind_U[:] = MISSING
         good_N[index] = (
             _scan(values.data, start, stop, program, found)
-            and (envelope == _BARE or _is_event(values.data, envelope, found))
-            and take(messages, index, found, plan, rows)
+            and (plan.envelope == BARE or _is_event(values.data, plan.envelope, found))
+            and take(bodies.messages, index, found, plan, rows)
         )
 
 
@@ -152,7 +150,7 @@ def _is_event(data: Bytes1, envelope: int, found: Found) -> bool:
     outer = len(found.kind_U) - 3
     if found.kind_U[outer] != TEXT or found.kind_U[outer + 1] != OBJECT:
         return False
-    if envelope == _CLOUDEVENT:
+    if envelope == CLOUDEVENTS:
         return True
     return bool(found.length_U[outer] == 1 and data[found.start_U[outer]] in _WRITTEN)
 
@@ -210,7 +208,7 @@ def _counted(data: Bytes1, at: int, stop: int, program: Program, op: int, found:
             return -1, END
         found.start_U[slot], found.length_U[slot] = at, value
         at += value
-    elif value >= program.count_P[op]:
+    elif value >= program.choices_P[op]:
         return -1, END
     elif code == UNION:
         after = program.target_T[what + value]

@@ -62,6 +62,18 @@ class Place(NamedTuple):
     fields: Mapping[str, Place] = {}
 
 
+class Op(NamedTuple):
+    """One row of a Program's columns, which say what each of them means."""
+
+    code: int
+    kind: int
+    slot: int
+    after: int
+    size: int = 0
+    what: int = 0
+    choices: int = 0
+
+
 class Program(NamedTuple):
     """P ops, the first of which ends the message; it begins at `entry`.
 
@@ -76,7 +88,7 @@ class Program(NamedTuple):
     next_P: Int64s
     what_P: Int64s  # SCALED: the divisor. ENUM, UNION: the first of its symbols, its targets. BLOCKS: the first op of
     # an item. AGAIN: the op of the blocks
-    count_P: Int64s  # of symbols or targets
+    choices_P: Int64s  # of symbols or targets
     left_P: Int64s  # of BLOCKS, while it runs: how many items the block still has
     target_T: Int64s  # the first ops of the branches of all unions
     symbol_S: Int64s  # where the symbols of all enums begin in `Found.scratch`; then where the last one ends
@@ -96,7 +108,7 @@ def compiled(schema: Any, named: Mapping[str, Any], place: Place, nowhere: int) 
     """
     compiler = _Compiler(named, Place(nowhere))
     entry = compiler.value(schema, place, after=END)
-    codes, kinds, slots, sizes, afters, whats, counts = np.array(compiler.ops, np.int64).T.copy()
+    codes, kinds, slots, afters, sizes, whats, counts = np.array(compiler.ops, np.int64).T.copy()
     lengths = [len(symbol) for symbol in compiler.symbols]
     if sum(lengths) > SCRATCH_BYTES:
         raise Reject(f"the writer's schema: enums with more than {SCRATCH_BYTES:,} bytes of symbols")
@@ -120,10 +132,10 @@ class _Compiler:
     def __init__(self, named: Mapping[str, Any], nowhere: Place) -> None:
         self._named, self._nowhere = named, nowhere
         self._open: list[str] = []  # names of the records around the value
-        self.ops: list[tuple[int, ...]] = []
+        self.ops: list[Op] = []
         self.targets: list[int] = []
         self.symbols: list[bytes] = []
-        self._op(END, OTHER, nowhere, END)
+        self._add(Op(END, OTHER, nowhere.slot, END))
 
     def value(self, schema: Any, place: Place, after: int) -> int:
         """The first of the ops that take a value and go on at `after`. It may be `after` itself."""
@@ -131,11 +143,11 @@ class _Compiler:
         if kind in _PRIMITIVES:
             logical = schema.get("logicalType") if isinstance(schema, dict) else None
             if logical in DIVISORS:
-                return self._op(SCALED, INTEGER, place, after, what=DIVISORS[logical])
+                return self._add(Op(SCALED, INTEGER, place.slot, after, what=DIVISORS[logical]))
             code, found, size = _PRIMITIVES[kind]
-            return self._op(code, found, place, after, size)
+            return self._add(Op(code, found, place.slot, after, size))
         if kind == "fixed":
-            return self._op(FIXED, OTHER, place, after, schema["size"])
+            return self._add(Op(FIXED, OTHER, place.slot, after, schema["size"]))
         makers: dict[str, Callable[[Any, Place, int], int]] = {
             "union": self._union,
             "enum": self._enum,
@@ -148,13 +160,14 @@ class _Compiler:
 
     def _union(self, schema: list[Any], place: Place, after: int) -> int:
         targets = [self.value(branch, place, after) for branch in schema]
+        first, choices = len(self.targets), len(targets)
         self.targets += targets
-        return self._op(UNION, OTHER, self._nowhere, after, 0, len(self.targets) - len(targets), len(targets))
+        return self._add(Op(UNION, OTHER, self._nowhere.slot, after, what=first, choices=choices))
 
     def _enum(self, schema: dict[str, Any], place: Place, after: int) -> int:
-        symbols = [symbol.encode() for symbol in schema["symbols"]]
-        self.symbols += symbols
-        return self._op(ENUM, SCRATCH, place, after, 0, len(self.symbols) - len(symbols), len(symbols))
+        first, choices = len(self.symbols), len(schema["symbols"])
+        self.symbols += [symbol.encode() for symbol in schema["symbols"]]
+        return self._add(Op(ENUM, SCRATCH, place.slot, after, what=first, choices=choices))
 
     def _record(self, schema: dict[str, Any], place: Place, after: int) -> int:
         name = schema["name"]
@@ -164,24 +177,24 @@ class _Compiler:
         for field in reversed(schema["fields"]):
             after = self.value(field["type"], place.fields.get(field["name"], self._nowhere), after)
         self._open.pop()
-        return self._op(NOTHING, OBJECT, place, after)
+        return self._add(Op(NOTHING, OBJECT, place.slot, after))
 
     def _blocks(self, schema: dict[str, Any], place: Place, after: int) -> int:
-        again = self._op(AGAIN, OTHER, self._nowhere, END)
+        again = self._add(Op(AGAIN, OTHER, self._nowhere.slot, END))
         if schema["type"] == "map":
             item = self.value("string", self._nowhere, self.value(schema["values"], self._nowhere, again))
         else:
             item = self.value(schema["items"], self._nowhere, again)
-        blocks = self._op(BLOCKS, OTHER, place, after, what=item)
-        self.ops[again] = (*self.ops[again][:5], blocks, 0)
-        while self.ops[item][0] in (NOTHING, FIXED) and not self.ops[item][3]:
-            item = self.ops[item][4]
+        blocks = self._add(Op(BLOCKS, OTHER, place.slot, after, what=item))
+        self.ops[again] = self.ops[again]._replace(what=blocks)
+        while self.ops[item].code in (NOTHING, FIXED) and not self.ops[item].size:
+            item = self.ops[item].after
         if item == again:
             raise Reject("the writer's schema: an array whose items take no bytes could have any number of them")
         return blocks
 
-    def _op(self, code: int, kind: int, place: Place, after: int, size: int = 0, what: int = 0, count: int = 0) -> int:
+    def _add(self, op: Op) -> int:
         if len(self.ops) == OPS_MAX:
             raise Reject(f"the writer's schema: more than {OPS_MAX:,} values in one message")
-        self.ops.append((code, kind, place.slot, size, after, what, count))
+        self.ops.append(op)
         return len(self.ops) - 1

@@ -6,7 +6,7 @@ whole stream whose columns are not where they should be.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -56,27 +56,42 @@ def new_places(columns: int, numeric: int) -> Places:
     return Places(*(np.zeros(size, np.int64) for size in (columns, columns, columns, numeric)))
 
 
+class Columns(NamedTuple):
+    """All about the columns: of a schema, of one batch, what they are for, and what is found in one row."""
+
+    layout: Layout
+    places: Places
+    plan: Plan
+    found: Found
+
+
+class Target(NamedTuple):
+    """Where the R rows of N messages go."""
+
+    first_N: Int64s
+    count_N: Int64s
+    rows: RowArrays
+    good_R: npt.NDArray[np.bool_]
+
+    def part(self, index: int) -> Target:
+        """Of one message."""
+        start, stop = int(self.first_N[index]), int(self.first_N[index] + self.count_N[index])
+        arrays: tuple[Any, ...] = self.rows
+        rows = RowArrays(*[array[start:stop] for array in arrays])
+        return Target(np.zeros(1, np.int64), self.count_N[index : index + 1], rows, self.good_R[start:stop])
+
+
 @njit_cached
-def decode(
-    messages: MessageArrays,
-    chosen: Int64s,
-    first_N: Int64s,
-    layout: Layout,
-    places: Places,
-    plan: Plan,
-    found: Found,
-    rows: RowArrays,
-    good_R: npt.NDArray[np.bool_],
-) -> None:
-    """Puts the rows of the chosen messages, all of one layout, from `first_N` on; sets `good_R` of the good ones."""
-    data = messages.values.data
-    for index in chosen:
+def decode(messages: MessageArrays, index_M: Int64s, columns: Columns, target: Target) -> None:
+    """Puts the rows of the messages with these indices, all of one layout; sets `good_R` of the good ones."""
+    data, rows = messages.values.data, target.rows
+    for index in index_M:
         start = messages.values.start_N[index]
         stop = start + messages.values.length_N[index]
-        first = at = first_N[index]
+        first = at = target.first_N[index]
         part = part_at(data, part_at(data, start, stop).stop, stop)
-        while part.kind == BATCH and _locate(data, part, layout, places, plan):
-            _take_batch(messages, index, part.rows, at, layout, places, plan, found, rows, good_R)
+        while part.kind == BATCH and _locate(data, part, columns):
+            _take_batch(messages, index, part.rows, at, columns, target)
             for row in range(at, at + part.rows):
                 rows.row_N[row] = row - first
             at += part.rows
@@ -84,12 +99,13 @@ def decode(
 
 
 @njit_cached
-def _locate(data: Bytes1, part: Part, layout: Layout, places: Places, plan: Plan) -> bool:
+def _locate(data: Bytes1, part: Part, columns: Columns) -> bool:
     """Finds the columns of a batch. False unless all of them are whole and lie within its body."""
+    layout, places = columns.layout, columns.places
     good = part.node_count == layout.nodes and part.buffer_count == layout.buffers
     for column in range(len(layout.meaning_U)):
         good = good and _locate_column(data, part, layout, places, column)
-    for number, column in enumerate(plan.numeric_M):
+    for number, column in enumerate(columns.plan.numeric_M):
         swift = layout.meaning_U[column] == REAL and layout.width_U[column] == 4 and places.valid_U[column] < 0
         places.float32_M[number] = places.cells_U[column] if swift else -1
     return good
@@ -148,20 +164,10 @@ def _bit(data: Bytes1, start: int, number: int) -> bool:
 
 
 @njit_cached
-def _take_batch(
-    messages: MessageArrays,
-    index: int,
-    count: int,
-    first: int,
-    layout: Layout,
-    places: Places,
-    plan: Plan,
-    found: Found,
-    rows: RowArrays,
-    good_R: npt.NDArray[np.bool_],
-) -> None:
-    """Makes rows from `first` on of a batch of message `index`."""
-    data = messages.values.data
+def _take_batch(messages: MessageArrays, index: int, count: int, first: int, columns: Columns, target: Target) -> None:
+    """Makes `count` rows, from `first` on, of a batch of message `index`."""
+    layout, places, plan, found = columns
+    data, rows = messages.values.data, target.rows
     for row in range(count):
         at, good = first + row, True
         for number in range(len(plan.numeric_M)):
@@ -179,7 +185,7 @@ def _take_batch(
                 rows.features_NC[at, number] = np.nan  # whatever NaN it was
         for column in layout.part_P:
             good = good and _cell(data, row, layout, places, column, found)
-        good_R[at] = good and take_parts(messages, index, found, plan, rows, at)
+        target.good_R[at] = good and take_parts(messages, index, found, plan, rows, at)
 
 
 @njit_merged

@@ -20,6 +20,8 @@ from consumers.codecs.numbers import put_number
 from consumers.codecs.rowwise import RowCodec
 from consumers.codecs.scan import (
     BOOL,
+    CLOUDEVENTS,
+    DEBEZIUM,
     MISSING,
     NULL,
     OBJECT,
@@ -40,13 +42,11 @@ from consumers.codecs.text import QUOTE, SPACES, after_spaces, after_text, unesc
 from consumers.codecs.words import half
 from consumers.compiled import njit_cached, njit_merged
 from consumers.config import FeaturesConfig, LabelRule, LabelsConfig
-from consumers.record import Bytes1, Int64s
+from consumers.record import Bytes1
 
 _OPEN, _CLOSE, _OPEN_LIST, _CLOSE_LIST, _COMMA, _F, _N, _T = b"{}[],fnt"
 _NULL, _TRUE, _ALSE = (int.from_bytes(text, "little") for text in (b"null", b"true", b"alse"))
 
-_ENVELOPES = ("none", "cloudevents", "debezium")
-_NONE, _CLOUDEVENTS, _DEBEZIUM = range(3)
 _AROUND = 5  # fields of an envelope, at most
 _WRITTEN_BYTES = tuple("".join(WRITTEN).encode())
 
@@ -62,12 +62,10 @@ class JsonCodec(RowCodec):
         others = len(names) + _AROUND
         self._found = new_found(others + 1)  # the last one for whatever is in no field
         self._keys = new_keys(paths, others)
-        self._envelope = _ENVELOPES.index(config.envelope)
-        self._levels_D3 = np.zeros((NESTING_MAX, 3), np.int64)
 
     def decode_fast(self, messages: MessageArrays, rows: RowArrays, good_N: npt.NDArray[np.bool_]) -> None:
         """By the scanner."""
-        _decode(messages, self._keys, self._levels_D3, self._envelope, self._plan, self._found, rows, good_N)
+        _decode(messages, self._keys, self._plan, self._found, rows, good_N)
 
     def parse(self, value: bytes) -> dict[str, Any]:
         """The object that a message holds: NaN, which is no JSON, only in numeric columns."""
@@ -96,9 +94,9 @@ def _unwrapped(data: Bytes1, envelope: int, found: Found) -> bool:
     """Whether the message is an event, in an envelope of the topic's kind, and its fields were found in it."""
     first = len(found.kind_U) - 1 - _AROUND
     kinds = found.kind_U[first:]
-    if envelope == _CLOUDEVENTS:
+    if envelope == CLOUDEVENTS:
         return kinds[0] in (TEXT, SCRATCH) and kinds[1] == OBJECT
-    if envelope == _DEBEZIUM:
+    if envelope == DEBEZIUM:
         op, after, payload = 0, 1, 2
         if kinds[payload] == OBJECT and kinds[op] == MISSING and kinds[after] == MISSING:
             op, after = 3, 4
@@ -113,8 +111,6 @@ def _unwrapped(data: Bytes1, envelope: int, found: Found) -> bool:
 def _decode(
     messages: MessageArrays,
     keys: Keys,
-    levels_D3: Int64s,
-    envelope: int,
     plan: Plan,
     found: Found,
     rows: RowArrays,
@@ -126,33 +122,29 @@ def _decode(
         if 0 < length <= plan.bytes_max:
             found.kind_U[:] = MISSING
             good_N[index] = (
-                _scan(values.data, start, start + length, keys, levels_D3, found)
-                and _unwrapped(values.data, envelope, found)
+                _scan(values.data, start, start + length, keys, found)
+                and _unwrapped(values.data, plan.envelope, found)
                 and take(messages, index, found, plan, rows)
             )
 
 
 @njit_merged
-def _scan(data: Bytes1, at: int, stop: int, keys: Keys, levels_D3: Int64s, found: Found) -> bool:
-    """Whether `[at, stop)` is an object, and all of the topic's fields in it were found.
-
-    `levels_D3` keeps, for each object or list around the one that is read: the key that it belongs to; its number, or
-    0 for a list; the last key in it.
-    """
+def _scan(data: Bytes1, at: int, stop: int, keys: Keys, found: Found) -> bool:
+    """Whether `[at, stop)` is an object, and all of the topic's fields in it were found."""
     while stop > at and data[stop - 1] in SPACES:
         stop -= 1
     if stop == at or data[stop - 1] != _CLOSE or data[after_spaces(data, at)] != _OPEN:
         return False  # beyond the last brace no space, number or word goes on
     at = after_spaces(data, at)
     others = field = len(found.kind_U) - 1
-    level, used = 0, 0
+    around_L3, level, used = keys.around_L3, 0, 0
     owner, number, previous = ROOT, 0, ROOT
     while True:
         first = data[at]
         if first in (_OPEN, _OPEN_LIST):
             if level == NESTING_MAX:
                 return False
-            levels_D3[level, 0], levels_D3[level, 1], levels_D3[level, 2] = owner, number, previous
+            around_L3[level, 0], around_L3[level, 1], around_L3[level, 2] = owner, number, previous
             level += 1
             owner, previous = keys.key_KA[previous, PLAIN] if number else owner, ROOT
             keys.count_5[OBJECTS] += 1
@@ -171,7 +163,7 @@ def _scan(data: Bytes1, at: int, stop: int, keys: Keys, levels_D3: Int64s, found
             level, at = level - 1, at + 1
             if level == 0 or at == stop:
                 return level == 0 and at == stop
-            owner, number, previous = levels_D3[level, 0], levels_D3[level, 1], levels_D3[level, 2]
+            owner, number, previous = around_L3[level, 0], around_L3[level, 1], around_L3[level, 2]
             more, at = _after_comma(data, at)
         field = others
         if number:

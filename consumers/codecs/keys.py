@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from consumers.codecs.strict import NESTING_MAX
 from consumers.codecs.text import BACKSLASH, QUOTE, SPACE, after_spaces, after_text, unescaped
 from consumers.codecs.words import word
 from consumers.compiled import njit_cached, njit_merged
@@ -47,6 +48,8 @@ class Keys(NamedTuple):
     key_KA: Int64s
     place_H: Int64s  # hash table of their numbers; ROOT where there is none
     count_5: Int64s
+    around_L3: Int64s  # while a message is read, of each object or list around the value: the key that it belongs to;
+    # its number, or 0 for a list; the last key in it
 
 
 def new_keys(paths: Mapping[tuple[str, ...], int], others: int) -> Keys:
@@ -60,6 +63,7 @@ def new_keys(paths: Mapping[tuple[str, ...], int], others: int) -> Keys:
         np.zeros((count, 9), np.int64),
         np.zeros(4 << count.bit_length(), np.int64),
         np.array([1, 0, 1, 0, 0], np.int64),
+        np.zeros((NESTING_MAX, 3), np.int64),
     )
     keys.key_KA[:, FIELD] = others
     numbers: dict[tuple[str, ...], int] = {(): ROOT}

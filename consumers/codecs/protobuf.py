@@ -33,14 +33,14 @@ from consumers.codecs.protobuf_layout import (
     Layout,
 )
 from consumers.codecs.registry import Registry
-from consumers.codecs.scan import MISSING, Found, MessageArrays, Plan, new_found, planned, take
-from consumers.codecs.schemas import HEADER_BYTES, Reader, SchemaCodec
+from consumers.codecs.scan import MISSING, Found, Plan, new_found, planned, take
+from consumers.codecs.schemas import HEADER_BYTES, Bodies, Reader, SchemaCodec
 from consumers.codecs.table import RowArrays
 from consumers.codecs.text import valid_text
 from consumers.codecs.words import float_of, half, word
 from consumers.compiled import njit_cached, njit_merged
 from consumers.config import FeaturesConfig, LabelRule, LabelsConfig
-from consumers.record import Bytes1, Int64s
+from consumers.record import Bytes1
 
 NESTING_MAX = 32
 """Of message types within each other."""
@@ -133,11 +133,9 @@ class _Reader(Reader):
         self._fields, self._plan = fields, plan
         self._found = new_found(len(fields.layout.default_U))
 
-    def decode_fast(
-        self, messages: MessageArrays, index_M: Int64s, skip: int, rows: RowArrays, good_N: npt.NDArray[np.bool_]
-    ) -> None:
+    def decode_fast(self, bodies: Bodies, rows: RowArrays, good_N: npt.NDArray[np.bool_]) -> None:
         """By the layout."""
-        _decode(messages, index_M, skip, self._fields.layout, self._found, self._plan, rows, good_N)
+        _decode(bodies, self._fields.layout, self._plan, self._found, rows, good_N)
 
     def parse(self, body: bytes) -> Mapping[str, Any]:
         """By protobuf."""
@@ -161,25 +159,19 @@ class _Reader(Reader):
 
 @njit_cached
 def _decode(
-    messages: MessageArrays,
-    index_M: Int64s,
-    skip: int,
-    layout: Layout,
-    found: Found,
-    plan: Plan,
-    rows: RowArrays,
-    good_N: npt.NDArray[np.bool_],
+    bodies: Bodies, layout: Layout, plan: Plan, found: Found, rows: RowArrays, good_N: npt.NDArray[np.bool_]
 ) -> None:
-    values = messages.values
-    for each in range(len(index_M)):
-        index = index_M[each]
+    values, index_M = bodies.messages.values, bodies.index_M
+    for number in range(len(index_M)):
+        index = index_M[number]
         for slot in range(len(found.kind_U)):
             found.kind_U[slot] = layout.default_U[slot]
         found.integer_U[:] = 0
         found.number_U[:] = 0
         found.length_U[:] = 0
-        start, stop = values.start_N[index] + skip, values.start_N[index] + values.length_N[index]
-        good_N[index] = _scan(values.data, start, stop, layout, found) and take(messages, index, found, plan, rows)
+        start, stop = values.start_N[index] + bodies.header_bytes, values.start_N[index] + values.length_N[index]
+        good = _scan(values.data, start, stop, layout, found)
+        good_N[index] = good and take(bodies.messages, index, found, plan, rows)
 
 
 @njit_merged
@@ -198,7 +190,7 @@ def _scan(data: Bytes1, at: int, stop: int, layout: Layout, found: Found) -> boo
         if layout.number_E[entry] != number:
             at = _skipped(data, at, stop, wire)
         elif layout.message_E[entry]:
-            at = _message(data, at, stop, wire, layout, entry, found)
+            at = _message(data, at, stop, layout, entry, found) if wire == SIZED else -1
         elif wire == layout.wire_E[entry]:
             at = _value(data, at, stop, layout, entry, found)
         else:
@@ -247,13 +239,13 @@ def _value(data: Bytes1, at: int, stop: int, layout: Layout, entry: int, found: 
 
 
 @njit_cached
-def _message(data: Bytes1, at: int, stop: int, wire: int, layout: Layout, entry: int, found: Found) -> int:
+def _message(data: Bytes1, at: int, stop: int, layout: Layout, entry: int, found: Found) -> int:
     """Notes a wrapper or a timestamp; the place after it, or -1. A second one would be merged with the first: -1."""
     slot = layout.slot_E[entry]
-    if wire != SIZED or found.kind_U[slot] != MISSING:
+    if found.kind_U[slot] != MISSING:
         return -1
     found.kind_U[slot] = layout.kind_E[entry]
-    end = _skipped(data, at, stop, wire)
+    end = _skipped(data, at, stop, SIZED)
     if end < 0:
         return -1
     _, at = varint(data, at, stop)

@@ -77,9 +77,11 @@ class Plan(NamedTuple):
     label_kind: int  # BINARY, CLASS or NUMBER
     classes: int
     bytes_max: int
+    envelope: int  # BARE, CLOUDEVENTS or DEBEZIUM
 
 
 BINARY, CLASS, NUMBER = range(3)
+BARE, CLOUDEVENTS, DEBEZIUM = range(3)
 
 
 def planned(config: FeaturesConfig | LabelsConfig, label: LabelRule) -> tuple[list[str], Plan]:
@@ -109,6 +111,7 @@ def planned(config: FeaturesConfig | LabelsConfig, label: LabelRule) -> tuple[li
         ("binary", "class", "number").index(label.kind),
         label.classes,
         config.max_message_bytes,
+        ("none", "cloudevents", "debezium").index(config.envelope),
     )
     return names, plan
 
@@ -137,8 +140,7 @@ def take_parts(messages: MessageArrays, index: int, found: Found, plan: Plan, ro
     """Of row `at`, all but its numeric columns and its number within message `index`."""
     rows.offset_N[at] = messages.offset_N[index]
     rows.kind_N[at] = Kind.EVENT
-    data, timestamp = messages.values.data, messages.timestamp_N[index]
-    rows.event_time_N[at] = _time(timestamp, found, plan)
+    rows.event_time_N[at] = _time(messages.timestamp_N[index], found, plan)
     rows.weight_N[at] = weight = 1.0 if plan.weight < 0 else _number(found, plan.weight)
     rows.label_N[at] = np.nan if plan.label < 0 else _label(found, plan)
     return (
@@ -146,8 +148,8 @@ def take_parts(messages: MessageArrays, index: int, found: Found, plan: Plan, ro
         and weight >= 0
         and np.isfinite(rows.weight_N[at])
         and (plan.label < 0 or np.isfinite(rows.label_N[at]))
-        and _put_categories(data, found, plan, rows.features_NC, at)
-        and _put_key(data, messages.keys, index, found, plan, rows.key_N2, at)
+        and _put_categories(messages.values.data, found, plan, rows.features_NC, at)
+        and _put_key(messages, index, found, plan, rows.key_N2, at)
     )
 
 
@@ -212,12 +214,13 @@ def _put_categories(data: Bytes1, found: Found, plan: Plan, features_NC: Float32
 
 @njit_merged
 def _put_key(
-    data: Bytes1, keys: Blobs, index: int, found: Found, plan: Plan, key_N2: npt.NDArray[np.uint64], at: int
+    messages: MessageArrays, index: int, found: Found, plan: Plan, key_N2: npt.NDArray[np.uint64], at: int
 ) -> bool:
+    keys = messages.keys
     text, start, length = keys.data, keys.start_N[index], keys.length_N[index]
     if plan.key >= 0:
         in_scratch, start, length = _text(found, plan.key)
-        text = found.unescaped if in_scratch else data
+        text = found.unescaped if in_scratch else messages.values.data
     if not 0 < length <= LENGTH_MAX:
         return False
     if plan.key < 0 and not valid_text(text, start, start + length):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,14 +30,20 @@ READERS_MAX = 1024
 HEADER_BYTES = 5  # a zero, and the schema's id
 
 
+class Bodies(NamedTuple):
+    """What is behind the header in those of the messages that have the same one."""
+
+    messages: MessageArrays
+    index_M: Int64s
+    header_bytes: int
+
+
 class Reader(ABC):
     """Reads the messages of one header."""
 
     @abstractmethod
-    def decode_fast(
-        self, messages: MessageArrays, index_M: Int64s, skip: int, rows: RowArrays, good_N: npt.NDArray[np.bool_]
-    ) -> None:
-        """As that of `RowCodec`, for the messages with these indices, without their first `skip` bytes."""
+    def decode_fast(self, bodies: Bodies, rows: RowArrays, good_N: npt.NDArray[np.bool_]) -> None:
+        """As that of `RowCodec`, for some of its messages."""
 
     @abstractmethod
     def parse(self, body: bytes) -> Mapping[str, Any]:
@@ -89,7 +95,7 @@ class SchemaCodec(RowCodec):
                 continue
             same_M = np.zeros(len(left_M), np.bool_)
             _find(values, left_M, np.frombuffer(header, np.uint8), same_M)
-            reader.decode_fast(messages, left_M[same_M], len(header), rows, good_N)
+            reader.decode_fast(Bodies(messages, left_M[same_M], len(header)), rows, good_N)
             left_M = left_M[~same_M]
 
     def parse(self, value: bytes) -> Mapping[str, Any]:
