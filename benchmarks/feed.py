@@ -42,44 +42,44 @@ def positions() -> dict[Partition, Position]:
     return {FEATURES: Position(0), LABELS: Position(0)}
 
 
-def spans(config: JobConfig, waiting: int, *, shuffled: bool = False) -> Iterator[Span]:
+def spans(config: JobConfig, waiting: int, *, shuffled: bool = False, span_rows: int = SPAN_ROWS) -> Iterator[Span]:
     """Feature spans until `waiting` rows wait; then a label span after each further one. A row a millisecond.
 
     Labels are for the oldest rows, in their order; or `shuffled`: each stretch of `waiting` rows gets its labels in
     random order while the next one arrives, so that a label meets any of the rows that wait. A label is at most
     twice `waiting` ms late.
     """
-    random, whole = np.random.default_rng(0), -(-waiting // SPAN_ROWS) * SPAN_ROWS
+    random, whole = np.random.default_rng(0), -(-waiting // span_rows) * span_rows
     order_W = np.arange(whole)
-    for first in range(0, 2**62, SPAN_ROWS):
-        features_NC = random.standard_normal((SPAN_ROWS, config.features.columns), np.float32)
+    for first in range(0, 2**62, span_rows):
+        features_NC = random.standard_normal((span_rows, config.features.columns), np.float32)
         for column, categorical in enumerate(config.features.categorical, COLUMNS):
-            features_NC[:, column] = random.integers(1, categorical.buckets, SPAN_ROWS)
-        times_N = np.arange(first, first + SPAN_ROWS)
+            features_NC[:, column] = random.integers(1, categorical.buckets, span_rows)
+        times_N = np.arange(first, first + span_rows)
         yield _span(Side.FEATURES, first, times_N, times_N, features_NC)
         labelled = first - whole  # rows before this one have their label, or the stretch that it is in has
         if labelled >= 0:
             start = labelled % whole
             if shuffled and not start:
                 random.shuffle(order_W)
-            ids_N = labelled - start + order_W[start : start + SPAN_ROWS]
-            yield _span(Side.LABELS, labelled, ids_N, times_N, random.integers(0, 2, SPAN_ROWS).astype(np.float32))
+            ids_N = labelled - start + order_W[start : start + span_rows]
+            yield _span(Side.LABELS, labelled, ids_N, times_N, random.integers(0, 2, span_rows).astype(np.float32))
 
 
 def _span(side: Side, first: int, ids_N: np.ndarray, times_N: np.ndarray, values: np.ndarray) -> Span:
-    labels = side is Side.LABELS
+    labels, rows = side is Side.LABELS, len(ids_N)
     events = Events(
         key_N2=np.stack([_mixed(ids_N.astype(np.uint64)), ids_N.astype(np.uint64)], axis=1),
         event_time_N=times_N,
-        offset_N=np.arange(first, first + SPAN_ROWS),
-        row_N=np.zeros(SPAN_ROWS, np.int32),
-        kind_N=np.full(SPAN_ROWS, Kind.EVENT, np.uint8),
-        features_NC=np.empty((SPAN_ROWS, 0), np.float32) if labels else values,
-        weight_N=np.empty(0, np.float32) if labels else np.ones(SPAN_ROWS, np.float32),
+        offset_N=np.arange(first, first + rows),
+        row_N=np.zeros(rows, np.int32),
+        kind_N=np.full(rows, Kind.EVENT, np.uint8),
+        features_NC=np.empty((rows, 0), np.float32) if labels else values,
+        weight_N=np.empty(0, np.float32) if labels else np.ones(rows, np.float32),
         label_N=values if labels else None,
     )
     partition = LABELS if labels else FEATURES
-    return Span(partition, first, first + SPAN_ROWS, int(times_N[0]), SPAN_ROWS, events, NO_REJECTS)
+    return Span(partition, first, first + rows, int(times_N[0]), rows, events, NO_REJECTS)
 
 
 def _mixed(id_N: np.ndarray) -> np.ndarray:

@@ -121,6 +121,16 @@ def plain(results: Results) -> str:
     return "\n\n".join(parts)
 
 
+def waiting_rows(results: Results) -> str:
+    """`scaling`: when more rows wait."""
+    return plain(results["waiting"])
+
+
+def short_spans(results: Results) -> str:
+    """`scaling`: when fewer rows come at once."""
+    return plain(results["spans"])
+
+
 def _cell(value: object) -> object:
     return f"{value:,.3g}" if isinstance(value, float) and abs(value) < 1000 else value
 
@@ -252,7 +262,8 @@ PAGES: dict[str, Sections] = {
     "performance.md": {
         "full loop": ("throughput", "", full_loop),
         "way in": ("throughput", "", way_in),
-        "scaling": ("scaling", "", plain),
+        "short spans": ("scaling", "spans", short_spans),
+        "waiting rows": ("scaling", "waiting", waiting_rows),
         "stall": ("recovery", "", stall),
         "latency": ("latency", "", latency),
         "memory": ("memory", "", memory),

@@ -1,4 +1,4 @@
-"""What a row costs when more rows wait: CPU time of the join alone and of the whole learner, on entries in memory."""
+"""What a row costs when more rows wait, and when fewer come at once: CPU time on entries made in memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -27,6 +27,13 @@ from pipeline.train import learn
 
 WAITING = (100_000, 1_000_000, 10_000_000)
 
+SPAN_ROWS = (1000, 100, 10, 1)
+SHORT_WAITING = 1000
+"""How many rows a label is late where spans are short."""
+
+Medians: TypeAlias = dict[int, dict[str, float]]
+"""By size."""
+
 
 class NoLearner:
     """Stands in for the learner while rows are only joined."""
@@ -38,7 +45,7 @@ class NoLearner:
         return np.zeros((len(features_NC), 1), np.float32)
 
 
-def one(waiting: int, rows: int) -> dict[str, float]:
+def with_waiting(waiting: int, rows: int) -> dict[str, float]:
     """Microseconds of CPU time a row, and where the memory went, with `waiting` rows that wait.
 
     A label may be for any of them, and as many lie behind it in the window of duplicates: slabs come and go.
@@ -56,53 +63,96 @@ def one(waiting: int, rows: int) -> dict[str, float]:
         return {"join": joined, "all": _timed(state, spans, rows, learn), "join_mib": state.join.nbytes / 2**20}
 
 
+def with_spans(span_rows: int, rows: int) -> dict[str, float]:
+    """Microseconds of CPU time a row of the default learner; spans of features and of labels take turns.
+
+    A twentieth of `rows` is timed, as a span of one row costs so much; as many before it are not.
+    """
+    with tempfile.TemporaryDirectory(prefix="evertrain-bench-") as folder:
+        job = feed.job(Path(folder), learner={"kind": "bank"})
+        state = State(job, feed.positions(), Learner(job))
+        spans = feed.spans(job, SHORT_WAITING, shuffled=True, span_rows=span_rows)
+        while state.positions[feed.FEATURES].next < rows // 20:
+            learn(state, next(spans))
+        return {"all": _timed(state, spans, rows // 20, learn)}
+
+
 def _timed(state: State, spans: Iterator[Span], rows: int, use: Callable[[State, Entry], None]) -> float:
     """Microseconds of CPU time for a row: a feature event and a label."""
-    entries = list(islice(spans, 2 * rows // feed.SPAN_ROWS))
+    first = next(spans)
+    entries = [first, *islice(spans, 2 * rows // len(first.events) - 1)]
     began = time.process_time()
     for entry in entries:
         use(state, entry)
-    return (time.process_time() - began) * 2e6 / (len(entries) * feed.SPAN_ROWS)
+    return (time.process_time() - began) * 2e6 / (len(entries) * len(first.events))
 
 
-def waiting_rows(sizes: list[int], rows: int, repeat: int) -> list[dict[str, Any]]:
-    """Medians for each number of waiting rows: the sizes take turns, each in a process of its own."""
+MEASURES: dict[str, Callable[[int, int], dict[str, float]]] = {"waiting": with_waiting, "spans": with_spans}
+
+
+def medians(what: str, sizes: list[int], rows: int, repeat: int) -> Medians:
+    """The sizes take turns, each in a process of its own."""
     runs: dict[int, list[dict[str, float]]] = {size: [] for size in sizes}
     for turn in range(repeat):
         for size, found in runs.items():
-            command = [sys.executable, "-m", "benchmarks.scaling", "--one", str(size), "--rows", str(rows)]
+            command = [sys.executable, "-m", "benchmarks.scaling", "--one", what, str(size), "--rows", str(rows)]
             done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, timeout=1800)
             found.append(json.loads(done.stdout))
-            say(f"{turn + 1}/{repeat} {size:,} waiting: {found[-1]}")
-    medians = {size: {key: median(run[key] for run in found) for key in found[0]} for size, found in runs.items()}
-    least = medians[sizes[0]]
-    return [
+            say(f"{turn + 1}/{repeat} {what} {size:,}: {found[-1]}")
+    return {size: {key: median(run[key] for run in found) for key in found[0]} for size, found in runs.items()}
+
+
+def waiting_rows(sizes: list[int], rows: int, repeat: int) -> dict[str, Any]:
+    """A table by the number of rows that wait."""
+    found = medians("waiting", sizes, rows, repeat)
+    records = [
         {
             "rows_that_wait": size,
-            "joined_µs": round(found["join"], 3),
-            "joined_scored_learned_µs": round(found["all"], 3),
-            "times_the_first": round(found["all"] / least["all"], 2),
-            "slabs_MiB": round(found["join_mib"]),
+            "joined_µs": round(costs["join"], 3),
+            "joined_scored_learned_µs": round(costs["all"], 3),
+            "times_the_first": round(costs["all"] / found[sizes[0]]["all"], 2),
+            "slabs_MiB": round(costs["join_mib"]),
         }
-        for size, found in medians.items()
+        for size, costs in found.items()
     ]
+    return {f"Rows that wait: CPU time a row, medians of {repeat}": records}
+
+
+def short_spans(sizes: list[int], rows: int, repeat: int) -> dict[str, Any]:
+    """A table by the number of rows that come at once."""
+    found = medians("spans", sizes, rows, repeat)
+    records = [
+        {
+            "rows_in_a_span": size,
+            "joined_scored_learned_µs": round(costs["all"], 1),
+            "times_the_first": round(costs["all"] / found[sizes[0]]["all"], 2),
+        }
+        for size, costs in found.items()
+    ]
+    return {f"Rows in a span: CPU time a row of the default learner, medians of {repeat}": records}
 
 
 def main() -> None:
-    """Prints a table for each thing that grows."""
+    """Prints a table for each thing that grows or shrinks; none where it is given no sizes."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
-    parser.add_argument("--waiting", type=int, nargs="+", default=list(WAITING))
-    parser.add_argument("--rows", type=int, default=400_000, help="measured each time")
+    parser.add_argument("--waiting", type=int, nargs="*", default=list(WAITING), help="rows that wait")
+    parser.add_argument("--spans", type=int, nargs="*", default=list(SPAN_ROWS), help="rows in a span")
+    parser.add_argument("--rows", type=int, default=400_000, help="measured each time; of --spans a twentieth")
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("-o", "--output", choices=("text", "json"), default="text")
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(one(args.one, args.rows)))
+        what, size = args.one
+        print(json.dumps(MEASURES[what](int(size), args.rows)))
         return
-    title = f"Rows that wait: CPU time a row, medians of {args.repeat}"
-    results = {title: waiting_rows(args.waiting, args.rows, args.repeat)}
-    print(json.dumps(results, indent=2) if args.output == "json" else report.plain(results))
+    results: dict[str, Any] = {}
+    if args.waiting:
+        results["waiting"] = waiting_rows(args.waiting, args.rows, args.repeat)
+    if args.spans:
+        results["spans"] = short_spans(args.spans, args.rows, args.repeat)
+    text = "\n\n".join(report.plain(table) for table in results.values())
+    print(json.dumps(results, indent=2) if args.output == "json" else text)
 
 
 if __name__ == "__main__":

@@ -53,12 +53,13 @@ class ArrowCodec:
         """Every row becomes one event or one reject. Never raises on bad input."""
         arrays = MessageArrays.of(messages)
         sizes = ipc.measured(arrays.values)
-        count_N = self._rows_N(arrays.values, sizes)
-        target = Target(np.cumsum(count_N) - count_N, count_N, rows, np.zeros(int(count_N.sum()), np.bool_))
+        start_N1 = np.zeros(len(messages) + 1, np.int64)
+        np.cumsum(self._rows_N(arrays.values, sizes), out=start_N1[1:])
+        target = Target(start_N1, rows, np.zeros(start_N1[-1], np.bool_))
         plain = np.flatnonzero(sizes.plain_N & ~self._refused_N(arrays.values, sizes)).tolist()
         decoded = self._decode_plain(arrays, sizes, plain, target)
         rejects, bad_R = Rejects(), np.flatnonzero(~target.good_R)
-        for index in np.unique(np.searchsorted(target.first_N, bad_R, side="right") - 1).tolist():
+        for index in np.unique(np.searchsorted(target.start_N1, bad_R, side="right") - 1).tolist():
             self._decode_slowly(messages.part(index, index + 1), target.part(index), rejects, decoded=index in decoded)
         count = rows.keep(target.good_R) if len(rejects) else len(target.good_R)
         return Decoded(rows.events(count, labelled=self.labelled), rejects.batch())

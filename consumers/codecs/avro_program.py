@@ -108,7 +108,7 @@ def compiled(schema: Any, named: Mapping[str, Any], place: Place, nowhere: int) 
     """
     compiler = _Compiler(named, Place(nowhere))
     entry = compiler.value(schema, place, after=END)
-    codes, kinds, slots, afters, sizes, whats, counts = np.array(compiler.ops, np.int64).T.copy()
+    codes, kinds, slots, afters, sizes, whats, choices = np.array(compiler.ops, np.int64).T.copy()
     lengths = [len(symbol) for symbol in compiler.symbols]
     if sum(lengths) > SCRATCH_BYTES:
         raise Reject(f"the writer's schema: enums with more than {SCRATCH_BYTES:,} bytes of symbols")
@@ -120,7 +120,7 @@ def compiled(schema: Any, named: Mapping[str, Any], place: Place, nowhere: int) 
         sizes,
         afters,
         whats,
-        counts,
+        choices,
         np.zeros(len(compiler.ops), np.int64),
         np.array(compiler.targets, np.int64),
         np.cumsum([0, *lengths], dtype=np.int64),

@@ -68,17 +68,16 @@ class Columns(NamedTuple):
 class Target(NamedTuple):
     """Where the R rows of N messages go."""
 
-    first_N: Int64s
-    count_N: Int64s
+    start_N1: Int64s  # the first row of each; then R
     rows: RowArrays
     good_R: npt.NDArray[np.bool_]
 
     def part(self, index: int) -> Target:
         """Of one message."""
-        start, stop = int(self.first_N[index]), int(self.first_N[index] + self.count_N[index])
+        start, stop = self.start_N1[index : index + 2].tolist()
         arrays: tuple[Any, ...] = self.rows
         rows = RowArrays(*[array[start:stop] for array in arrays])
-        return Target(np.zeros(1, np.int64), self.count_N[index : index + 1], rows, self.good_R[start:stop])
+        return Target(self.start_N1[index : index + 2] - start, rows, self.good_R[start:stop])
 
 
 @njit_cached
@@ -88,7 +87,7 @@ def decode(messages: MessageArrays, index_M: Int64s, columns: Columns, target: T
     for index in index_M:
         start = messages.values.start_N[index]
         stop = start + messages.values.length_N[index]
-        first = at = target.first_N[index]
+        first = at = target.start_N1[index]
         part = part_at(data, part_at(data, start, stop).stop, stop)
         while part.kind == BATCH and _locate(data, part, columns):
             _take_batch(messages, index, part.rows, at, columns, target)
