@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from random import Random
 from typing import Any
 
 import numpy as np
 
-from consumers.codecs import Decoded
+from consumers.codecs import Decoded, fields
+from consumers.codecs.json import JsonCodec
 from consumers.codecs.rowwise import RowCodec
 from consumers.codecs.scan import MessageArrays
 from consumers.codecs.table import allocate
@@ -16,6 +19,20 @@ from tests.guarded import GuardedMemory
 
 NOW = 1_700_000_000_000
 MEMORY = GuardedMemory()
+
+
+class SlowJson(JsonCodec):
+    """The definition of correctness by itself."""
+
+    def decode_fast(self, *_: object) -> None:
+        pass
+
+
+class FastJson(JsonCodec):
+    """Shows what the fast way does not take."""
+
+    def parse(self, value: bytes) -> dict[str, Any]:
+        raise fields.Reject("not taken by the fast way")
 
 
 def messages(*values: bytes | None, key: bytes | None = b"k", timestamp: int = NOW) -> Messages:
@@ -58,6 +75,29 @@ def reason(codec: RowCodec, value: bytes, **how: Any) -> str:
     result = decoded(codec, value, **how)
     assert len(result.events) == 0
     return str(result.rejects["reason"][0])
+
+
+def check_one_is_slow(codec: RowCodec, good: bytes, bad: bytes) -> None:
+    """One bad message among thousands costs one slow one."""
+    slow: list[bytes] = []
+    parse = codec.parse
+    codec.parse = lambda value: slow.append(value) or parse(value)  # type: ignore[method-assign, func-returns-value]
+    result = decoded(codec, *[good] * 1500, bad, *[good] * 1500)
+    assert (len(result.events), result.rejects["offset"].to_pylist()) == (3000, [1600])
+    assert slow[0] == bad
+    assert len(slow) == 1 + 3001  # the latter in the check that the slow way says the same
+
+
+def random_columns(random: Random, names: Sequence[str], numbers: list[str], texts: list[str]) -> dict[str, Any]:
+    """Some use of these fields, mostly of one that fits, and of one that is not there. The time is `t`."""
+
+    def some(likely: list[str]) -> str:
+        return random.choice(likely if likely and random.randrange(10) else [*names, "absent"])
+
+    columns = [{"name": name, "nullable": bool(random.randrange(10))} for name in {some(numbers): 0, some(texts): 0}]
+    parts = {"key": some(texts), "time": "t", "weight": some(numbers), "label": some(numbers)}
+    parts = {part: name for part, name in parts.items() if not random.randrange(3)}
+    return {"numeric": columns[:1], "categorical": columns[1:], **parts}
 
 
 def _slowly(codec: RowCodec, batch: Messages) -> Decoded:

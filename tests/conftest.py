@@ -1,4 +1,4 @@
-"""A real Apache Kafka, one for the whole session, and topics of their own for every test."""
+"""A real Apache Kafka, one for the whole session; topics and a Schema Registry of their own for every test."""
 
 import itertools
 import os
@@ -10,6 +10,7 @@ from confluent_kafka import Producer
 
 from consumers.broker import KafkaBroker, create_topics
 from tests.kafka_proxy import Proxy
+from tests.schema_registry import SchemaRegistry
 
 TOPIC_CONFIG = {
     "retention.ms": "-1",
@@ -118,3 +119,11 @@ def fault_broker(tmp_path_factory):
     with FaultBroker(tmp_path_factory.mktemp("fault-kafka")) as broker:
         yield broker
         broker.proxy.close()
+
+
+@pytest.fixture
+def registry():
+    """A SchemaRegistry that has no schema yet."""
+    server = SchemaRegistry()
+    yield server
+    server.stop()

@@ -16,7 +16,6 @@ import numpy as np
 import orjson
 
 from consumers.codecs import Codec, Decoded, build_codec
-from consumers.codecs.json import JsonCodec
 from consumers.codecs.table import allocate
 from consumers.config import FeaturesConfig, LabelRule, LabelsConfig
 from consumers.errors import ConfigError, SnapshotError
@@ -25,6 +24,7 @@ from pipeline.config import JobConfig
 from pipeline.jobfile import load
 from pipeline.ledger import seal, unseal
 from pipeline.store import decode_manifest, encode_manifest
+from tests.codec_ways import SlowJson
 from tests.guarded import GuardedMemory
 from tests.stream import job_document, toml
 
@@ -69,13 +69,6 @@ TOPICS = (
 )
 
 
-class DefinitionOnly(JsonCodec):
-    """The slow way alone, which is the definition."""
-
-    def decode_fast(self, *_: object) -> None:
-        pass
-
-
 class JsonTarget(Target):
     """A batch of any messages between two good ones.
 
@@ -87,7 +80,7 @@ class JsonTarget(Target):
 
     def __init__(self) -> None:
         self._memory = GuardedMemory()
-        self._codecs = [(build_codec(*topic), DefinitionOnly(*topic)) for topic in TOPICS]
+        self._codecs = [(build_codec(*topic), SlowJson(*topic)) for topic in TOPICS]
         self._alone = [
             [_row(_decoded(build_codec(*topic), _messages([good])).events, 0) for good in (GOOD, OTHER)]
             for topic in TOPICS

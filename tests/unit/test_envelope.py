@@ -8,26 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consumers.codecs import Decoded, fields
+from consumers.codecs import Decoded
 from consumers.codecs.json import JsonCodec
 from consumers.codecs.table import allocate
 from consumers.config import FeaturesConfig, LabelRule
 from consumers.hashing import key128
-from consumers.record import Kind, Messages
+from consumers.record import Kind
+from tests.codec_ways import NOW, FastJson, SlowJson, messages
 
 BINARY = LabelRule(kind="binary")
-NOW = 1_700_000_000_000
 ROW = {"id": 7, "ts": NOW, "x": 1.5}
-
-
-class SlowOnly(JsonCodec):
-    def decode_fast(self, *_: object) -> None:
-        pass
-
-
-class FastOnly(JsonCodec):
-    def parse(self, value: bytes) -> dict[str, Any]:
-        raise fields.Reject("not taken by the fast way")
 
 
 def topic(envelope: str, **changes: Any) -> FeaturesConfig:
@@ -42,10 +32,8 @@ def topic(envelope: str, **changes: Any) -> FeaturesConfig:
 
 
 def decode(codec: JsonCodec, *documents: Any) -> Decoded:
-    count = len(documents)
-    values = [json.dumps(document).encode() for document in documents]
-    batch = Messages.of(range(count), [NOW] * count, [b"k"] * count, values)
-    return codec.decode(batch, allocate(count, codec.columns))
+    batch = messages(*(json.dumps(document).encode() for document in documents))
+    return codec.decode(batch, allocate(len(batch), codec.columns))
 
 
 def reason(config: FeaturesConfig, document: Any) -> str:
@@ -70,7 +58,7 @@ class TestCloudEvents:
     CONFIG = topic("cloudevents")
 
     def test_the_event_is_the_data(self) -> None:
-        events = decode(FastOnly(self.CONFIG, BINARY), cloud_event(ROW), cloud_event(ROW | {"x": 2})).events
+        events = decode(FastJson(self.CONFIG, BINARY), cloud_event(ROW), cloud_event(ROW | {"x": 2})).events
         assert events.key_N2.tobytes() == key128(b"7") * 2
         assert events.features_NC.tolist() == [[1.5], [2]]
 
@@ -96,7 +84,7 @@ class TestDebezium:
     @pytest.mark.parametrize("around", [dict, with_schema])
     def test_what_a_row_became_is_the_event(self, op: str, around: Any) -> None:
         documents = [around(change(op, before=ROW | {"x": -1}, after=ROW | {"x": x})) for x in (1.5, 2)]
-        events = decode(FastOnly(self.CONFIG, BINARY), *documents).events
+        events = decode(FastJson(self.CONFIG, BINARY), *documents).events
         assert events.kind_N.tolist() == [Kind.EVENT] * 2
         assert events.key_N2.tobytes() == key128(b"7") * 2
         assert events.features_NC.tolist() == [[1.5], [2]]
@@ -144,7 +132,7 @@ def test_both_ways_give_the_same(envelope: str, key: str | None, outer: dict[str
     documents = [outer, usual | outer, with_schema(usual | inner), with_schema(usual | inner) | outer]
     codec = JsonCodec(config, BINARY)
     for _ in range(2):
-        fast, slow = decode(codec, *documents), decode(SlowOnly(config, BINARY), *documents)
+        fast, slow = decode(codec, *documents), decode(SlowJson(config, BINARY), *documents)
         assert fast.rejects.equals(slow.rejects)
         for name in ("key_N2", "event_time_N", "offset_N", "kind_N", "features_NC", "weight_N"):
             np.testing.assert_array_equal(getattr(fast.events, name), getattr(slow.events, name))

@@ -19,10 +19,10 @@ from consumers.codecs.table import allocate
 from consumers.config import FeaturesConfig, LabelRule, LabelsConfig
 from consumers.hashing import bucket, key128
 from consumers.record import REJECT_RAW_BYTES_MAX, REJECTS, Blobs, Events, Kind, Messages
+from tests.codec_ways import NOW, FastJson, SlowJson, messages
 from tests.guarded import GuardedMemory
 
 BINARY = LabelRule(kind="binary")
-NOW = 1_700_000_000_000
 MEMORY = GuardedMemory()
 GOOD = {"id": "a", "ts": NOW, "x": 1.5, "y": -2, "z": 0.25, "color": "red", "size": "L"}
 
@@ -43,27 +43,8 @@ def late(**changes: Any) -> LabelsConfig:
     return LabelsConfig(**{"topic": "l", "key": "id", "time": "ts", "column": "late", **changes})
 
 
-class SlowOnly(JsonCodec):
-    """The definition of correctness by itself."""
-
-    def decode_fast(self, *_: object) -> None:
-        pass
-
-
-class FastOnly(JsonCodec):
-    """Shows what the fast way does not take."""
-
-    def parse(self, value: bytes) -> dict[str, Any]:
-        raise fields.Reject("not taken by the fast way")
-
-
 def decode(codec: JsonCodec, batch: Messages) -> Decoded:
     return codec.decode(batch, allocate(int(codec.rows_N(batch).sum()), codec.columns))
-
-
-def messages(*values: bytes | None, key: bytes | None = b"k", timestamp: int = NOW) -> Messages:
-    count = len(values)
-    return Messages.of(range(100, 100 + count), [timestamp] * count, [key] * count, values)
 
 
 def dumps(document: Any) -> bytes:
@@ -447,7 +428,7 @@ class TestTwoWaysOneAnswer:
             labelled = isinstance(config, LabelsConfig) or config.label is not None
             for rule in self.RULES if labelled else self.RULES[:1]:
                 batch, codec = messages(*values, key=key), JsonCodec(config, rule)
-                slow = decode(SlowOnly(config, rule), batch)
+                slow = decode(SlowJson(config, rule), batch)
                 guarded = dataclasses.replace(batch, values=MEMORY.blobs(batch.values, last=len(values) // 2))
                 assert same_bits(decode(codec, guarded), slow), "at the end of memory"
                 assert same_bits(decode(codec, among_others(batch)), slow), "as expected, and not at the end"
@@ -539,7 +520,7 @@ class TestTwoWaysOneAnswer:
     @pytest.mark.parametrize("around", AROUND_A_BYTE)
     def test_for_each_byte_in_any_place_near_the_end_of_memory(self, around: bytes) -> None:
         config = features(numeric=[{"name": "z", "nullable": True}])
-        both, slow = JsonCodec(config, BINARY), SlowOnly(config, BINARY)
+        both, slow = JsonCodec(config, BINARY), SlowJson(config, BINARY)
         for byte in range(256):
             batch = messages(around.replace(b"@", bytes([byte])))
             guarded = dataclasses.replace(batch, values=MEMORY.blobs(batch.values, last=0))
@@ -563,13 +544,13 @@ class TestKeys:
         values = [but(**{f"key {number}": {"a": number}}) for number in range(3 * LEARNED_MAX)]
         codec = JsonCodec(flights(), BINARY)
         assert len(decode(codec, messages(*values)).events) == len(values)
-        fast = decode(FastOnly(flights(), BINARY), messages(*values))
+        fast = decode(FastJson(flights(), BINARY), messages(*values))
         assert 0 < fast.rejects.num_rows < 10
 
     def test_more_fields_than_there_are_other_keys(self) -> None:
         names = [f"column {number}" for number in range(2 * LEARNED_MAX)]
         row = dict(zip(names, range(len(names)), strict=True))
-        events = decode(FastOnly(features(numeric=names), BINARY), messages(dumps(row), but(**row))).events
+        events = decode(FastJson(features(numeric=names), BINARY), messages(dumps(row), but(**row))).events
         assert events.features_NC.tolist() == [list(row.values())] * 2
 
     @pytest.mark.parametrize("name", ["é", "a b", 'a"b', "a\\b", "a\nb", "", "x" * NAME_BYTES_MAX, "x" * 300, "a\x7fb"])
@@ -588,7 +569,7 @@ class TestKeys:
 
     def test_the_same_key_in_objects_beside_and_within_each_other_is_no_duplicate(self) -> None:
         value = but(u=[{"x": 1, "y": [{"x": 1}, {"x": 2}]}, {"x": {"x": {"x": 1}}}], v={"x": 1})
-        assert len(decode(FastOnly(flights(), BINARY), messages(value, value)).events) == 2
+        assert len(decode(FastJson(flights(), BINARY), messages(value, value)).events) == 2
 
     @pytest.mark.parametrize("bad", ['{"n":1,"n":2}', '[{"n":1,"m":{"n":1},"n":2}]', '{"n":1,"\\u006e":2}'])
     def test_a_duplicate_within_is_found_however_often_it_comes(self, bad: str) -> None:
@@ -623,11 +604,11 @@ class TestTheFastWay:
         ],
     )
     def test_takes_usual_messages(self, value: bytes) -> None:
-        assert len(decode(FastOnly(flights(), BINARY), messages(value, value, value)).events) == 3
+        assert len(decode(FastJson(flights(), BINARY), messages(value, value, value)).events) == 3
 
     def test_takes_fields_in_any_order(self) -> None:
         values = [dumps(dict(each)) for each in itertools.permutations(GOOD.items())]
-        events = decode(FastOnly(flights(), BINARY), messages(*values)).events
+        events = decode(FastJson(flights(), BINARY), messages(*values)).events
         assert len(events) == len(values)
         assert len(np.unique(events.features_NC, axis=0)) == 1
 
@@ -635,8 +616,8 @@ class TestTheFastWay:
     def test_takes_usual_labels(self, late_by_rule: tuple[LabelRule, list[Any]]) -> None:
         rule, labels = late_by_rule
         batch = messages(*[dumps({"id": "a", "ts": 5, "late": label}) for label in labels])
-        assert len(decode(FastOnly(late(), rule), batch).events) == len(labels)
+        assert len(decode(FastJson(late(), rule), batch).events) == len(labels)
 
     def test_one_bad_message_costs_itself_and_no_other(self) -> None:
-        decoded = decode(FastOnly(flights(), BINARY), messages(*[but()] * 37, but(x=True), *[but()] * 100))
+        decoded = decode(FastJson(flights(), BINARY), messages(*[but()] * 37, but(x=True), *[but()] * 100))
         assert decoded.rejects["offset"].to_pylist() == [137]

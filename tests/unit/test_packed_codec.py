@@ -16,10 +16,10 @@ from consumers.codecs.scan import MessageArrays
 from consumers.codecs.table import allocate
 from consumers.config import FeaturesConfig, LabelRule, LabelsConfig
 from consumers.hashing import bucket, key128
-from consumers.record import Events, Kind, Messages
+from consumers.record import Events, Kind
+from tests.codec_ways import NOW, messages
 
 BINARY = LabelRule(kind="binary")
-NOW = 1_700_000_000_000
 LAYOUT = ("id:i64", "ts:i64", "x:f32", "y:i16", "unused:bool", "color:text6", "late:bool", "z:f64", "size:u8")
 CODE = struct.Struct("<qqfhB6sBdB")
 GOOD = {"id": 7, "ts": NOW, "x": 1.5, "y": -2, "unused": 0, "color": b"red", "late": 1, "z": 0.25, "size": 3}
@@ -53,11 +53,6 @@ class SlowOnly(PackedCodec):
 
     def decode_fast(self, *_: object) -> None:
         """Takes nothing."""
-
-
-def messages(*values: bytes | None) -> Messages:
-    count = len(values)
-    return Messages.of(range(100, 100 + count), [NOW] * count, [b"k"] * count, values)
 
 
 def decode(*values: bytes | None, config: FeaturesConfig | LabelsConfig | None = None, slow: bool = False) -> Decoded:
