@@ -31,6 +31,8 @@ SPAN_ROWS = (1000, 100, 10, 1)
 SHORT_WAITING = 1000
 """How many rows a label is late where spans are short."""
 
+WARM_UP_ROWS = 20_000
+
 Medians: TypeAlias = dict[int, dict[str, float]]
 """By size."""
 
@@ -66,13 +68,13 @@ def with_waiting(waiting: int, rows: int) -> dict[str, float]:
 def with_spans(span_rows: int, rows: int) -> dict[str, float]:
     """Microseconds of CPU time a row of the default learner; spans of features and of labels take turns.
 
-    A twentieth of `rows` is timed, as a span of one row costs so much; as many before it are not.
+    A twentieth of `rows` is timed, as a span of one row costs so much, after WARM_UP_ROWS: some code is loaded late.
     """
     with tempfile.TemporaryDirectory(prefix="evertrain-bench-") as folder:
         job = feed.job(Path(folder), learner={"kind": "bank"})
         state = State(job, feed.positions(), Learner(job))
         spans = feed.spans(job, SHORT_WAITING, shuffled=True, span_rows=span_rows)
-        while state.positions[feed.FEATURES].next < rows // 20:
+        while state.positions[feed.FEATURES].next < WARM_UP_ROWS:
             learn(state, next(spans))
         return {"all": _timed(state, spans, rows // 20, learn)}
 
