@@ -104,6 +104,7 @@ class BankMethod:
         dense_ND, rows_NG, tokens_NT = (_view(tensor)[mixed_N] for tensor in encoded)
         new = Rows(dense_ND, rows_NG, tokens_NT, targets_N, weights_N[mixed_N])
         learn(self._weights, self._slots, self._scratch, new, self._past, history_Q, regression)
+        _keep_newest(self._past, new, mixed_N, int(self._slots.step_3[ROWS]))
         memory.remember(self._memory, _view(keys_NQ), labels_N, weights_N, seen, regression)
         return loss
 
@@ -167,6 +168,20 @@ def mixed_order(rows: int) -> Int64s:
     pull all that learns fast after it.
     """
     return np.argsort(np.arange(rows, dtype=np.uint32) * _GOLDEN)
+
+
+def _keep_newest(past: Rows, new: Rows, mixed_N: Int64s, learned: int) -> None:
+    """Of a batch larger than the ring, has the ring hold the newest rows; the oldest are those that go next.
+
+    While a batch is learned the ring follows its mixed order, so the last of that would stay. `learned`: rows by now.
+    """
+    real = np.flatnonzero(new.weight_N > 0)
+    if len(real) <= REPLAYED:
+        return
+    newest = real[np.argsort(mixed_N[real])[-REPLAYED:]]
+    places = np.arange(learned - REPLAYED, learned) % REPLAYED
+    past.dense_ND[places], past.rows_NG[places] = new.dense_ND[newest], new.rows_NG[newest]
+    past.target_N[places] = new.target_N[newest]
 
 
 def _view(tensor: Tensor) -> np.ndarray:
