@@ -17,6 +17,7 @@ from consumers.record import Float32s
 from pipeline.bank import mixture
 from pipeline.bank.experts import EXPERTS, HIDDEN, L2_EXPERT, LINEAR, MIXERS, TRAINED
 from pipeline.bank.kernels import REPLAYED, SUB_BATCH
+from pipeline.bank.memory import Values
 from pipeline.bank.module import MEMORY, Bank
 from pipeline.config import JobConfig, LearnerConfig
 from pipeline.descent import Descent
@@ -222,11 +223,11 @@ def test_of_values_the_mixture_follows_who_errs_least_on_the_scale_of_its_errors
     random, found = np.random.default_rng(0), mixtures(3, 1)
     labels_n = (1e6 * random.normal(size=200)).astype(np.float32)
     said = np.stack([labels_n + np.float32(scale) for scale in (1e6, 2e5, 2e6)], axis=1)[:, None]
-    labels_4, label_2 = np.zeros(4), np.array([0, 1e6], np.float32)
+    values = Values(np.zeros(4), np.array([0, 1e6], np.float32))
     told = (said / np.float32(1e6)).astype(np.float32)
-    mixture.judge_values(said, told, labels_n, np.ones(200, np.float32), found, labels_4, label_2)
+    mixture.judge_values(said, told, labels_n, np.ones(200, np.float32), found, values)
     assert found.mixture_M[1] > 0.9
-    assert labels_4[3] < 1e12
+    assert values.sums_4[3] < 1e12
 
 
 def test_neighbours_tell_islands_apart_and_only_the_newest_rows_are_remembered() -> None:
