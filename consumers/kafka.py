@@ -37,10 +37,13 @@ CONSUMER_SETTINGS: Mapping[str, Any] = {
     "fetch.queue.backoff.ms": 20,
     "fetch.wait.max.ms": 50,
     "receive.message.max.bytes": 2**30,
-    "queued.max.messages.kbytes": 4 * 1024,  # of each partition
-    "queued.min.messages": 10_000,  # likewise: a message takes some 300 bytes beside its own
+    "queued.max.messages.kbytes": 2 * 1024,  # of each partition
+    "queued.min.messages": 5_000,  # likewise: a message takes some 300 bytes beside its own
 }
 """What Evertrain's promises rest on; the job file cannot change these."""
+
+FETCH_SIZE: Mapping[str, Any] = {"fetch.message.max.bytes": 512 * 1024}
+"""Of each partition in an answer, which takes memory beside the queues; the job file may say otherwise."""
 
 ONE_BATCH_AT_A_TIME: Mapping[str, Any] = {"fetch.message.max.bytes": 1, "queued.min.messages": 1}
 """For reading up to a batch that no reader survives: the next one is fetched only when this one was taken."""
@@ -212,7 +215,9 @@ class Fetcher:
         """With `pause_ms`, it takes one batch at a time, about so long after the one before."""
         pace = {**ONE_BATCH_AT_A_TIME, "fetch.queue.backoff.ms": pause_ms} if pause_ms else {}
         self._consumer = RawConsumer(
-            {**_client_settings(settings), "group.id": group, **CONSUMER_SETTINGS, **pace}, starts, batch=FETCH_MESSAGES
+            {**FETCH_SIZE, **_client_settings(settings), "group.id": group, **CONSUMER_SETTINGS, **pace},
+            starts,
+            batch=FETCH_MESSAGES,
         )
         self._count = 1 if pause_ms else FETCH_MESSAGES
 

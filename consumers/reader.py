@@ -32,7 +32,7 @@ from consumers.kafka import CONSUMER_SETTINGS, Cluster, Fetcher, OffsetGoneError
 from consumers.record import MESSAGE_ROWS_MAX, Int64s, Messages, Partition, Side
 from consumers.watch import TopicWatch
 
-HELD_BYTES_MAX = 2 * SPAN_RAW_BYTES_MAX
+HELD_BYTES_MAX = SPAN_RAW_BYTES_MAX
 QUEUE_SPANS_MAX = 2
 NICENESS = 5
 """The learner goes first: a reader that is behind gets the time in which the learner waits for it."""
