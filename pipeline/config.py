@@ -216,7 +216,7 @@ class SnapshotConfig(Model):
     every: Every = Cadence(ms=30_000)
     keep: int = Field(default=3, ge=3)
     anchor_every: Every = Cadence(ms=3_600_000)  # snapshots from which versions can be rebuilt
-    owed_max: SizeBytes = 2**30  # of what is not released yet; beyond it the job holds
+    owed_max: SizeBytes = 2**30  # of what is not released yet, alarms apart; beyond it the job holds
     mirror: Directory | None = None  # a directory that gets a copy of every anchor
 
 

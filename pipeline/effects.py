@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.lineage import check_lineage
+from pipeline.releaser import HOLDING, released
 from pipeline.store import LocalStore, Manifest
 
 if TYPE_CHECKING:
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
 _OWED = {"dead_letters": "dead_letters", "metrics": "points", "registry": "version", "alarms": "alarms"}
 """The owed blob that each sink releases."""
+
+_ALARMS_WAIT_MS = 3_600_000
 
 
 class Effects:
@@ -84,6 +88,19 @@ class Effects:
             for alarm in json.loads(alarms):
                 identity = f"{lineage}-{alarm['row']}-{alarm['family']}"  # at a row a family has one alarm at most
                 post(address, {"id": identity, "name": manifest["name"], "lineage": lineage, **alarm})
+
+    def alarms_given_up(self, manifest: Manifest) -> int:
+        """How many alarms are given up now that the webhook has failed again; 0: they wait.
+
+        They wait for an hour after their snapshot was committed, or until the snapshots that are kept for them alone
+        take more than `snapshot.owed_max`. Each was tried at least once.
+        """
+        settings, until = self._newest()["config"]["snapshot"], released(self._state_dir, HOLDING)
+        kept = (n for n in self._store.sequences() if manifest["sequence"] <= n <= until)
+        overdue = time.time_ns() // 10**6 - manifest["committed_ms"] > _ALARMS_WAIT_MS
+        if not overdue and sum(self._store.manifest(n)["owed_bytes"] for n in kept) <= settings["owed_max"]:
+            return 0
+        return len(json.loads(self._owed(manifest, "alarms") or b"[]"))
 
     def mirror(self, manifest: Manifest) -> None:
         """Brings the mirror up to date: at each anchor, and once in the life of this process."""

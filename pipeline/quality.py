@@ -19,6 +19,9 @@ KINDS = ("binary", "multiclass", "regression")
 _BINARY, _MULTICLASS, _REGRESSION = range(3)
 
 AUC_BINS = 4096
+AUC_CLASSES_MAX = 256
+"""Classes that have a histogram: each row is counted in all of them, and each takes 64 KiB of every snapshot."""
+
 LOGLOSS_CLIP = 1e-7
 """Probabilities are clipped to [1e-7, 1 - 1e-7] in the log-loss (not in AUC or accuracy)."""
 
@@ -42,7 +45,7 @@ class Totals(NamedTuple):
     """
 
     sums_5: Float64s
-    histogram_K2H: Float64s  # of scores, apart by whether the row is of the class
+    histogram_K2H: Float64s  # of scores of the first classes, apart by whether the row is of the class
     marginals_2K: Float64s  # rows of each class, and rows that the score gives to it
     calibration_3D: Float64s  # by confidence: rows, their confidence, and those of them that were right
 
@@ -53,9 +56,8 @@ class Totals(NamedTuple):
         if kind == _REGRESSION:
             return cls(sums_5, np.zeros((0, 2, AUC_BINS)), np.zeros((2, 0)), np.zeros((3, 0)))
         sums_5[_LAST] = -1  # no class
-        return cls(
-            sums_5, np.zeros((width, 2, AUC_BINS)), np.zeros((2, max(width, 2))), np.zeros((3, CALIBRATION_BINS))
-        )
+        histogram_K2H = np.zeros((min(width, AUC_CLASSES_MAX), 2, AUC_BINS))
+        return cls(sums_5, histogram_K2H, np.zeros((2, max(width, 2))), np.zeros((3, CALIBRATION_BINS)))
 
 
 class Quality:
@@ -63,8 +65,8 @@ class Quality:
 
     AUC comes from score histograms per class with a fixed 4,096 bins. So that rare classes keep their
     resolution there are 128 bins for each doubling of p from 2^-17 to 0.5, and likewise of 1 - p above it;
-    scores in one bin are ties, which count half. Multiclass AUC is the mean over the classes that occur in
-    some rows and not in all (macro, one against the rest).
+    scores in one bin are ties, which count half. Multiclass AUC is the mean over the classes, of the first
+    AUC_CLASSES_MAX, that occur in some rows and not in all (macro, one against the rest).
 
     kappa is the accuracy's lead over chance, as a share of the largest possible one: Cohen, "A Coefficient of Agreement
     for Nominal Scales" (1960). kappa_temporal is that over the classifier that repeats the class of the row before:
@@ -272,8 +274,9 @@ def _add_binary(score: np.float32, label: int, weight: float, totals: Totals) ->
 @njit_inlined
 def _add_class(scores_BK: Float32s, row: int, label: int, weight: float, totals: Totals) -> None:
     best = 0
-    for k in range(scores_BK.shape[1]):
+    for k in range(len(totals.histogram_K2H)):
         totals.histogram_K2H[k, int(k == label), _bin(scores_BK[row, k])] += weight
+    for k in range(scores_BK.shape[1]):
         if scores_BK[row, k] > scores_BK[row, best]:
             best = k
     _add_confidence(np.float64(scores_BK[row, best]), best == label, weight, totals)

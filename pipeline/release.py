@@ -25,7 +25,7 @@ from typing import Any, TypeAlias
 from consumers.errors import DependencyError, EvertrainError
 from pipeline.effects import Effects
 from pipeline.lineage import LineageError
-from pipeline.releaser import SINKS, read_marker, read_shown, replace_file, write_marker
+from pipeline.releaser import SINKS, read_marker, read_shown, read_status, replace_file, write_marker
 from pipeline.store import LocalStore, Manifest
 
 _BACKOFF_S = (1.0, 30.0)  # first and longest pause of a sink that fails
@@ -78,6 +78,8 @@ class Service:
             Sink(name, effect, read_marker(state_dir, name), read_shown(state_dir, name))
             for name, effect in zip(SINKS, does, strict=True)
         ]
+        self._webhook = webhook
+        self._alarms_given_up: int = read_status(state_dir).get(webhook.name, {}).get("given_up", 0)
         self._mlflow: Group = (metrics, registry)
         self._groups: tuple[Group, ...] = ((kafka,), self._mlflow, (webhook,), (mirror,))
         lock = threading.Lock()
@@ -172,15 +174,25 @@ class Service:
         else:
             if sink.error is not None:
                 self._tell("line", f"{sink.name}: released again, from snapshot {sequence} on")
-            sink.succeeded(sequence)
-            if self._effects.owed_path(manifest, sink.name) is not None:
-                sink.shown = sequence
-            write_marker(self._state_dir, sink.name, sequence, sink.shown)
+            self._released(sink, manifest)
         sink.started_s = None
         self._write_status()
 
+    def _released(self, sink: Sink, manifest: Manifest) -> None:
+        sink.succeeded(manifest["sequence"])
+        if self._effects.owed_path(manifest, sink.name) is not None:
+            sink.shown = manifest["sequence"]
+        write_marker(self._state_dir, sink.name, manifest["sequence"], sink.shown)
+
     def _failed(self, sink: Sink, manifest: Manifest, error: Exception) -> None:
         line, what = _one_line(error), f"{sink.name} of snapshot {manifest['sequence']}"
+        # Only what the webhook says is given up: its own blob may be damaged, and that is for a person to see.
+        unheard = sink is self._webhook and isinstance(error, DependencyError)
+        if unheard and (given_up := self._effects.alarms_given_up(manifest)):
+            self._tell("line", f"{given_up} {what} are given up: {line}")
+            self._alarms_given_up += given_up
+            self._released(sink, manifest)
+            return
         if isinstance(error, LineageError):
             self._tell("foreign", str(error))
         elif sink.error != line:
@@ -229,6 +241,7 @@ class Service:
                 }
                 for sink in self._sinks
             }
+            status[self._webhook.name]["given_up"] = self._alarms_given_up
             replace_file(self._state_dir / "release" / "status.json", json.dumps(status) + "\n")
 
     def _tell(self, *message: Any) -> None:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from pipeline.store import LocalStore
 SINKS = ("dead_letters", "metrics", "registry", "alarms", "mirror")
 """Where a snapshot's effects go. Each is released in order, and none waits for another."""
 
+HOLDING = SINKS[:3]
+"""Of what these have not released, so much may be owed: `snapshot.owed_max`. No webhook ever stops training."""
+
 _OWING = SINKS[:4]  # these need the blobs that a snapshot owes; a mirror that fails holds up none of them
 
 _COMMAND = (sys.executable, "-m", "pipeline.release")
@@ -29,9 +33,9 @@ _HEALTHY_S = 60.0  # one that lived this long starts again after the first pause
 _EXIT_MARGIN_S = 0.5
 
 
-def released(state_dir: Path) -> int:
-    """The newest snapshot that owes nothing any more, nor does any before it; -1 if there is none."""
-    return min(read_marker(state_dir, sink) for sink in _OWING)
+def released(state_dir: Path, sinks: Sequence[str] = _OWING) -> int:
+    """The newest snapshot that owes these sinks nothing any more, nor does any before it; -1 if there is none."""
+    return min(read_marker(state_dir, sink) for sink in sinks)
 
 
 def read_marker(state_dir: Path, sink: str) -> int:
@@ -75,7 +79,10 @@ def _released_before_newest(store: LocalStore) -> int:
 
 
 def read_status(state_dir: Path) -> dict[str, Any]:
-    """By sink: `released`, the last `error` or None, `retry_at_ms` or None. Empty before any release."""
+    """By sink: `released`, the last `error` or None, `retry_at_ms` or None; of alarms, how many were `given_up`.
+
+    Empty before any release.
+    """
     try:
         status: dict[str, Any] = json.loads((state_dir / "release" / "status.json").read_text())
     except (FileNotFoundError, ValueError):

@@ -25,7 +25,7 @@ from pipeline.fence import hold
 from pipeline.identity import changes, environment, recorded
 from pipeline.learner import Learner
 from pipeline.options.pretrained import read_weights
-from pipeline.releaser import Releaser, released, shown
+from pipeline.releaser import HOLDING, Releaser, released, shown
 from pipeline.snapshot import Lineage, Snapshots
 from pipeline.state import State, fresh_positions
 from pipeline.store import LocalStore, Manifest
@@ -67,7 +67,7 @@ class Run:
         while not self.stop.is_set():
             if self.releaser.refusal:
                 raise SnapshotError(self.releaser.refusal)
-            owed = self.snapshots.owed_bytes
+            owed = self.snapshots.owed_bytes(released(self.job.job.state_dir, HOLDING))
             if owed <= limit:
                 break
             self.report("holding", f"{owed:,} B wait to be released, more than snapshot.owed_max = {limit:,} B")

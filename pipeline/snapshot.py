@@ -161,10 +161,9 @@ class Snapshots:
         job = with_recorded(self._job, manifest["config"])
         return load_state(self._store, manifest, job, learner, room=self._job.join.limit)
 
-    @property
-    def owed_bytes(self) -> int:
-        """Bytes that durable snapshots still owe the outside world."""
-        return self._retention.owed_bytes(self._released())
+    def owed_bytes(self, released: int) -> int:
+        """Bytes that durable snapshots after `released` owe the outside world."""
+        return self._retention.owed_bytes(released)
 
     @property
     def busy(self) -> bool:

@@ -23,7 +23,7 @@ def post(address: str, document: dict[str, Any]) -> None:
         with urlopen(request, timeout=_TIMEOUT_S):
             pass
     except HTTPError as error:
-        raise DependencyError(f"on_drift.webhook answered {error.code} {error.reason}; alarms wait for it") from error
+        raise DependencyError(f"on_drift.webhook answered {error.code} {error.reason}") from error
     except (URLError, OSError) as error:
         reason = error.reason if isinstance(error, URLError) else error
-        raise DependencyError(f"on_drift.webhook does not answer ({reason}); alarms wait for it") from error
+        raise DependencyError(f"on_drift.webhook does not answer ({reason})") from error

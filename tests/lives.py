@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
@@ -39,6 +39,7 @@ class Story:
 
     commit_every: int | None = 2
     releases = True
+    sinks: Sequence[str] = SINKS  # that release
     refusal: str | None = None  # of the releaser
 
     def __init__(self, folder: Path, **tables: Any) -> None:
@@ -88,7 +89,7 @@ class Story:
     def mark_released(self, upto: int) -> None:
         """What a releaser writes down."""
         (self.state_dir / "release").mkdir(exist_ok=True)
-        for sink in SINKS:
+        for sink in self.sinks:
             (self.state_dir / "release" / sink).write_text(f"{upto}\n")
 
 

@@ -15,10 +15,10 @@ from pipeline.bank.module import FREQUENCIES, HISTORY
 Float64s = npt.NDArray[np.float64]
 
 WEIGHT, MEAN, SQUARES, ERROR = 0, 1, 2, 3
-"""Places in `labels_4`, of values: their weight, mean, squared distances from it; and the mixture's squared error."""
+"""Places in `Values.sums_4`: weight and mean of labels, squared distances from it; and the mixture's squared error."""
 
 SHIFT, SCALE = 0, 1
-"""Places in `Bank.label_2`, of values: mean and standard deviation."""
+"""Places in `Values.unit_2`: mean and standard deviation."""
 
 _HISTORY = tuple(np.float32(kept) for kept in HISTORY)
 _FREQUENCIES = tuple(np.float32(kept) for kept in FREQUENCIES)
@@ -46,19 +46,27 @@ class Memory(NamedTuple):
     frequencies_FK: Float32s
 
 
+class Values(NamedTuple):
+    """What is known of labels that are values."""
+
+    sums_4: Float64s
+    unit_2: Float32s  # `Bank.label_2`: what 0 and 1 are, as the members learn them
+
+
 @njit_cached
-def measure(labels_N: Float32s, weights_N: Float32s, labels_4: Float64s, label_2: Float32s) -> None:
+def measure(labels_N: Float32s, weights_N: Float32s, values: Values) -> None:
     """Running mean and standard deviation of labels: Welford (1962), weighted as by West (1979)."""
+    sums_4, unit_2 = values
     for n in range(len(labels_N)):
         if weights_N[n] > _ZERO:
-            labels_4[WEIGHT] += weights_N[n]
-            distance = labels_N[n] - labels_4[MEAN]
-            labels_4[MEAN] += distance * weights_N[n] / labels_4[WEIGHT]
-            labels_4[SQUARES] += weights_N[n] * distance * (labels_N[n] - labels_4[MEAN])
-    if labels_4[WEIGHT] > 0:
-        variance = labels_4[SQUARES] / labels_4[WEIGHT]
-        label_2[SHIFT] = labels_4[MEAN]
-        label_2[SCALE] = math.sqrt(variance) if variance > 1e-24 else 1.0
+            sums_4[WEIGHT] += weights_N[n]
+            distance = labels_N[n] - sums_4[MEAN]
+            sums_4[MEAN] += distance * weights_N[n] / sums_4[WEIGHT]
+            sums_4[SQUARES] += weights_N[n] * distance * (labels_N[n] - sums_4[MEAN])
+    if sums_4[WEIGHT] > 0:
+        variance = sums_4[SQUARES] / sums_4[WEIGHT]
+        unit_2[SHIFT] = sums_4[MEAN]
+        unit_2[SCALE] = math.sqrt(variance) if variance > 1e-24 else 1.0
 
 
 @njit_cached

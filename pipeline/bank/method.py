@@ -50,11 +50,10 @@ class BankMethod:
         self._memory = memory.Memory(*(_view(getattr(module, name)) for name in memory.Memory._fields))
         self._moments = memory.Moments(*(_view(getattr(module.standardise, n)) for n in memory.Moments._fields))
         self._mixtures = _mixtures(module)
-        self._label_2 = _view(module.label_2)
+        self._values = memory.Values(np.zeros(4), _view(module.label_2))
         self._slots = _slots(self._weights)
         self._past = _past(module)
         self._scratch = _scratch(module, self._weights)
-        self._labels_4 = np.zeros(4)  # of values: see `memory.WEIGHT` and what follows
 
     @torch.no_grad()
     def score(self, scorer: Scorer, features_NC: Float32s, width: int) -> Float32s:
@@ -104,6 +103,7 @@ class BankMethod:
         dense_ND, rows_NG, tokens_NT = (_view(tensor)[mixed_N] for tensor in encoded)
         new = Rows(dense_ND, rows_NG, tokens_NT, targets_N, weights_N[mixed_N])
         learn(self._weights, self._slots, self._scratch, new, self._past, history_Q, regression)
+        _keep_newest(self._past, new, mixed_N, int(self._slots.step_3[ROWS]))
         memory.remember(self._memory, _view(keys_NQ), labels_N, weights_N, seen, regression)
         return loss
 
@@ -114,11 +114,9 @@ class BankMethod:
         if not self._module.regression:
             loss = mixture.judge_classes(answers_NKM, told_NKM, labels_N, weights_N, self._mixtures, self._module.floor)
             return float(loss), labels_N
-        loss = mixture.judge_values(
-            answers_NKM, told_NKM, labels_N, weights_N, self._mixtures, self._labels_4, self._label_2
-        )
-        memory.measure(labels_N, weights_N, self._labels_4, self._label_2)
-        mean, deviation = self._label_2
+        loss = mixture.judge_values(answers_NKM, told_NKM, labels_N, weights_N, self._mixtures, self._values)
+        memory.measure(labels_N, weights_N, self._values)
+        mean, deviation = self._values.unit_2
         return float(loss), (labels_N - mean) / deviation
 
     def _ask(self, features_NC: Float32s) -> Said:
@@ -138,7 +136,7 @@ class BankMethod:
             kept = {name: array for name, array in group._asdict().items() if array.size}
             yield from ((f"bank.{prefix}.{name}", array) for name, array in kept.items())
         if self._module.regression:
-            yield "bank.labels", self._labels_4
+            yield "bank.labels", self._values.sums_4
 
     def rewarm(self) -> None:
         """Gives each member half of an even share, and steps their size of the beginning: those of Adam and Adagrad."""
@@ -167,6 +165,20 @@ def mixed_order(rows: int) -> Int64s:
     pull all that learns fast after it.
     """
     return np.argsort(np.arange(rows, dtype=np.uint32) * _GOLDEN)
+
+
+def _keep_newest(past: Rows, new: Rows, mixed_N: Int64s, learned: int) -> None:
+    """Of a batch larger than the ring, has the ring hold the newest rows; the oldest are those that go next.
+
+    While a batch is learned the ring follows its mixed order, so the last of that would stay. `learned`: rows by now.
+    """
+    real = np.flatnonzero(new.weight_N > 0)
+    if len(real) <= REPLAYED:
+        return
+    newest = real[np.argsort(mixed_N[real])[-REPLAYED:]]
+    places = np.arange(learned - REPLAYED, learned) % REPLAYED
+    past.dense_ND[places], past.rows_NG[places] = new.dense_ND[newest], new.rows_NG[newest]
+    past.target_N[places] = new.target_N[newest]
 
 
 def _view(tensor: Tensor) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 from consumers.compiled import njit_cached
 from consumers.record import Float32s
 from pipeline.bank.experts import MIXERS
-from pipeline.bank.memory import ERROR, SCALE, SHIFT, Float64s
+from pipeline.bank.memory import ERROR, SCALE, SHIFT, Values
 
 SHARE, TOP_SHARE = np.float32(0.001), np.float32(0.002)
 _RATE = np.float32(0.5)  # of Hedge: below 1, as what members say of neighbouring rows is not independent
@@ -124,14 +124,14 @@ def judge_values(
     labels_N: Float32s,
     weights_N: Float32s,
     mixtures: Mixtures,
-    labels_4: Float64s,
-    label_2: Float32s,
+    values: Values,
 ) -> float | np.float32:
     """The same for values: `told_NKM` are standardised, errors count by the variance that the answer's had.
 
     Returns the mean squared error. The steps are normalised ones (Nagumo & Noda, 1967).
     """
     mixture_M, mixers_SM, top_Z, right_M, right_Z, said_SK = mixtures
+    sums_4, unit_2 = values
     loss, total = 0.0, 0.0
     for n in range(len(labels_N)):
         weight, label = weights_N[n], float(labels_N[n])
@@ -144,20 +144,20 @@ def judge_values(
         answer = top_Z[0] * hedged
         for s in range(len(mixers_SM)):
             _mix(told_NKM, n, mixers_SM, s, said_SK)
-            answer += top_Z[1 + s] * (said_SK[s, 0] * label_2[SCALE] + label_2[SHIFT])
+            answer += top_Z[1 + s] * (said_SK[s, 0] * unit_2[SCALE] + unit_2[SHIFT])
         square = (label - answer) ** 2
-        variance = labels_4[ERROR] if labels_4[ERROR] > 0 else square
+        variance = sums_4[ERROR] if sums_4[ERROR] > 0 else square
         for m in range(len(mixture_M)):
             right_M[m] = _likelihood(label - answers_NKM[n, 0, m], variance)
         right_Z[0] = _likelihood(label - hedged, variance)
         for s in range(len(mixers_SM)):
-            right_Z[1 + s] = _likelihood(label - (said_SK[s, 0] * label_2[SCALE] + label_2[SHIFT]), variance)
-            wanted = np.float32((label - label_2[SHIFT]) / label_2[SCALE])
+            right_Z[1 + s] = _likelihood(label - (said_SK[s, 0] * unit_2[SCALE] + unit_2[SHIFT]), variance)
+            wanted = np.float32((label - unit_2[SHIFT]) / unit_2[SCALE])
             said_SK[s, 0] = min(max(said_SK[s, 0] - wanted, -_ONE), _ONE)
             _step(told_NKM, n, mixers_SM, s, said_SK, _STEPS[s] * counted / (_ONE + power / np.float32(len(mixture_M))))
         loss += weight * square
         total += weight
         _hedge(mixture_M, right_M, counted, SHARE)
         _hedge(top_Z, right_Z, counted, TOP_SHARE)
-        labels_4[ERROR] = variance + _ERROR_SHARE * (min(square, _OUTLIER * variance) - variance)
+        sums_4[ERROR] = variance + _ERROR_SHARE * (min(square, _OUTLIER * variance) - variance)
     return loss / max(total, 1e-12)

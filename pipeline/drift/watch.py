@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -64,6 +65,15 @@ class Rise(NamedTuple):
     since_time: float
 
 
+@dataclass(slots=True)
+class _Passage:
+    """How far the batch at hand has come."""
+
+    late: bool = False  # whether it is known how late its labels were
+    stop: int = 0  # rows that were taken
+    psi_from: int = 0  # rows that PSI has or need not have
+
+
 class Drift:
     """What the detectors say of a stream; see the module."""
 
@@ -75,9 +85,7 @@ class Drift:
         self._concept = Concept(kind, config.adwin_delta)
         self._inputs = Inputs(numeric, categorical, settle_rows=config.settle_rows, p=config.drift_p)
         self._outcomes = Outcomes(kind, classes, settle_rows=4 * config.settle_rows, p=config.drift_p)
-        # Of the batch at hand alone:
-        self._late = False  # whether it is known how late its labels were
-        self._stop = self._psi_from = 0  # rows that were taken, and those that PSI has or need not have
+        self._passage = _Passage()
         octaves = {"deviation_min": _OCTAVES_DEVIATION, "notable": _OCTAVES_NOTABLE}
         self._delays = Inputs(1, 0, settle_rows=config.settle_rows, p=config.drift_p, **octaves)
         self._reference = Reference(kind, classes, numeric, categorical)
@@ -109,56 +117,56 @@ class Drift:
         features_RC, scores_RS, labels_R = batch.features_BC[rows], batch.scores_BS[rows], batch.labels_B[rows]
         self._categories.update(features_RC)
         number_R, time_R = np.maximum(rows_trained - batch.rows + 1 + real_R, 0), batch.event_time_B[rows]
-        self._late = now_ms is not None
+        at = self._passage = _Passage(late=now_ms is not None)
         late_R1 = _octaves(now_ms - time_R) if now_ms is not None else _NEVER_LATE_R1
         taken = Rows(features_RC, scores_RS, labels_R, late_R1, number_R, time_R)
         alarms: list[Alarm] = []
-        self._stop = self._psi_from = 0
-        while self._stop < len(real_R):
-            full = self._psi_from + self._psi.to_go  # where the window of PSI is
+        while at.stop < len(real_R):
+            full = at.psi_from + self._psi.to_go  # where the window of PSI is
             stops = {full, *(rise.row + 1 for rise in rises[:1])}
             stop = min(len(real_R), *stops)
-            beyond = self._take(taken, stop, close_last=stop not in stops)  # else PSI or the rise comes first
-            if self._stop == full:
+            beyond, closed = self._take(taken, stop, close_last=stop not in stops)  # else PSI or the rise comes first
+            if at.stop == full:
                 alarms += self._on_window(features_RC)
-            if rises and rises[0].row + 1 == self._stop:
+            if rises and rises[0].row + 1 == at.stop:
                 alarms += self._on_rise(rises.pop(0))
             if self._since.block_to_go == BLOCK_ROWS:
-                alarms += self._on_block(beyond or self._close())
-        self._psi.update(features_RC[self._psi_from :])
+                alarms += self._on_block(beyond if closed else self._close())
+        self._psi.update(features_RC[at.psi_from :])
         return alarms
 
-    def _take(self, rows: Rows, stop: int, *, close_last: bool) -> Beyond | None:
+    def _take(self, rows: Rows, stop: int, *, close_last: bool) -> tuple[Beyond, bool]:
         """Gives rows to all detectors but PSI, whose windows are longer: until `stop`, or a block that says something.
 
-        Returns what the last block says, or None if it was left open, for `_close`: so is that which ends with `stop`
-        unless `close_last`, and each one as long as something settles or waits.
+        Returns what the last block says that was closed, and whether one that ends here was: it is left to `_close` if
+        it ends with `stop`, unless `close_last`, and as long as something settles or waits.
         """
-        start, settled = self._stop, self._settled()
+        at, settled = self._passage, self._settled()
+        start = at.stop
         waits = self._counters[_RISE_WAITS] or self._counters[_OUTCOME_WAITS]
-        calm = settled.outcomes and settled.delays == self._late and not waits
+        calm = settled.outcomes and settled.delays == at.late and not waits
         if not calm:
             stop, close_last = min(stop, start + self._since.block_to_go), False
-        self._stop, beyond = take_rows(plain(rows), self._watched, plain(settled), start, stop, close_last)
-        taken = slice(start, self._stop)
+        at.stop, beyond = take_rows(plain(rows), self._watched, plain(settled), start, stop, close_last)
+        taken = slice(start, at.stop)
         if not settled.inputs:
             self._inputs.keep(rows.features_RC[taken])
         if not settled.outcomes:
             self._outcomes.keep(rows.labels_R[taken])
-        if self._late and not settled.delays:
+        if at.late and not settled.delays:
             self._delays.keep(rows.late_R1[taken])
-        self._since.here = int(rows.number_R[self._stop - 1]), int(rows.time_R[self._stop - 1])
-        self._counters[_QUIET] += self._stop - start
-        return Beyond(*beyond) if close_last or self._stop < stop else None
+        self._since.here = int(rows.number_R[at.stop - 1]), int(rows.time_R[at.stop - 1])
+        self._counters[_QUIET] += at.stop - start
+        return Beyond(*beyond), close_last or at.stop < stop
 
     def _settled(self) -> Settled:
-        return Settled(self._inputs.settled, self._late and self._delays.settled, self._outcomes.settled)
+        return Settled(self._inputs.settled, self._passage.late and self._delays.settled, self._outcomes.settled)
 
     def _close(self) -> Beyond:
         """Tests after a block."""
         settled = self._settled()
         beyond = Beyond(*close_detectors(self._watched, plain(settled)))
-        if self._late and not settled.delays:
+        if self._passage.late and not settled.delays:
             self._delays.settle()
         if not settled.inputs:
             self._inputs.settle()
@@ -168,8 +176,9 @@ class Drift:
 
     def _on_window(self, features_RC: Float32s) -> list[Alarm]:
         """Gives PSI the end of its window."""
-        shifts = self._psi.update(features_RC[self._psi_from : self._stop])
-        self._psi_from = self._stop
+        at = self._passage
+        shifts = self._psi.update(features_RC[at.psi_from : at.stop])
+        at.psi_from = at.stop
         if not shifts:
             return []
         alarm = psi_alarm(shifts, self._names, self._threshold, self._since)
@@ -214,7 +223,7 @@ class Drift:
         """Everything is new to the inputs: what they see next is usual from now on."""
         self._inputs.restart()
         self._psi.restart()
-        self._psi_from = self._stop
+        self._passage.psi_from = self._passage.stop
         self._restart_outcomes()
 
     def _restart_outcomes(self) -> None:

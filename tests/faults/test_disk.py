@@ -19,6 +19,7 @@ import pytest
 
 from consumers.errors import SnapshotError
 from pipeline import snapshot, store
+from pipeline.releaser import HOLDING, released
 from pipeline.run import Run
 from pipeline.store import LocalStore, Manifest
 from pipeline.train import learn, train
@@ -250,6 +251,14 @@ class TestHoldsUntilReleased:
             while trainer.is_alive():
                 owing.mark_released(run.snapshots.sequence)
                 trainer.join(0.05)
+        assert owing.newest()["rows_trained"] == 2000
+
+    def test_a_webhook_that_is_down_holds_nothing(self, owing: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("pipeline.telemetry.INTERVAL_S", 0.0)
+        owing.releases, owing.sinks = True, HOLDING
+        with owing.opened() as run:
+            train(run, Event())
+            assert run.snapshots.owed_bytes(released(owing.state_dir)) > run.job.snapshot.owed_max
         assert owing.newest()["rows_trained"] == 2000
 
     def test_it_can_be_stopped_and_refused_while_it_holds(self, owing: Story, monkeypatch: pytest.MonkeyPatch) -> None:

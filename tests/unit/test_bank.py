@@ -16,7 +16,8 @@ from consumers.batch import Batch
 from consumers.record import Float32s
 from pipeline.bank import mixture
 from pipeline.bank.experts import EXPERTS, HIDDEN, L2_EXPERT, LINEAR, MIXERS, TRAINED
-from pipeline.bank.kernels import SUB_BATCH
+from pipeline.bank.kernels import REPLAYED, SUB_BATCH
+from pipeline.bank.memory import Values
 from pipeline.bank.module import MEMORY, Bank
 from pipeline.config import JobConfig, LearnerConfig
 from pipeline.descent import Descent
@@ -118,6 +119,22 @@ def test_what_was_just_said_is_not_asked_again_and_that_changes_no_bit(
     assert len(asked) == 9  # the first step asks again: it standardises first
 
 
+@pytest.mark.parametrize("rows", [600, 1300])
+def test_after_a_batch_larger_than_the_ring_of_replayed_rows_it_holds_the_newest(rows: int) -> None:
+    learner, random, ones = Learner(job(batch_size=rows)), np.random.default_rng(0), REPLAYED - 100
+    features_BC, weights_B = np.zeros((rows, 3), np.float32), np.ones(rows, np.float32)
+    features_BC[:, 0], weights_B[-50::2] = random.normal(0, 1, rows), 0
+    newest = np.flatnonzero(weights_B)[-REPLAYED:]
+    labels_B = np.zeros(rows, np.float32)
+    labels_B[newest[-ones:]] = 1
+    unscored = np.zeros((rows, 1), np.float32), np.zeros(rows, np.int64)
+    learner.step(Batch(features_BC, labels_B, weights_B, *unscored, rows))
+    assert learner.state()["bank.past.target_N"].sum() == ones
+    for _ in range(2):  # the rows labelled 0 are the oldest: they go first
+        learner.step(Batch(features_BC, np.ones_like(labels_B), np.ones_like(weights_B), *unscored, 50))
+    assert learner.state()["bank.past.target_N"].sum() == REPLAYED
+
+
 def test_nor_where_numbers_are_too_small_for_a_step() -> None:
     digests = []
     for asks in (True, False):
@@ -206,11 +223,11 @@ def test_of_values_the_mixture_follows_who_errs_least_on_the_scale_of_its_errors
     random, found = np.random.default_rng(0), mixtures(3, 1)
     labels_n = (1e6 * random.normal(size=200)).astype(np.float32)
     said = np.stack([labels_n + np.float32(scale) for scale in (1e6, 2e5, 2e6)], axis=1)[:, None]
-    labels_4, label_2 = np.zeros(4), np.array([0, 1e6], np.float32)
+    values = Values(np.zeros(4), np.array([0, 1e6], np.float32))
     told = (said / np.float32(1e6)).astype(np.float32)
-    mixture.judge_values(said, told, labels_n, np.ones(200, np.float32), found, labels_4, label_2)
+    mixture.judge_values(said, told, labels_n, np.ones(200, np.float32), found, values)
     assert found.mixture_M[1] > 0.9
-    assert labels_4[3] < 1e12
+    assert values.sums_4[3] < 1e12
 
 
 def test_neighbours_tell_islands_apart_and_only_the_newest_rows_are_remembered() -> None:

@@ -7,7 +7,7 @@ import pytest
 from sklearn import metrics as reference
 
 from consumers.errors import ConfigError, SnapshotError
-from pipeline.quality import CALIBRATION_BINS, LOGLOSS_CLIP, Quality
+from pipeline.quality import AUC_CLASSES_MAX, CALIBRATION_BINS, LOGLOSS_CLIP, Quality
 
 BIN = 1 / 128  # relative width of a histogram bin
 
@@ -183,6 +183,18 @@ def test_a_class_that_never_came_does_not_spoil_the_others_auc() -> None:
     three = labels[seen][:, None] == np.arange(3)
     exact = reference.roc_auc_score(three, scores[seen][:, :3], average="macro", sample_weight=weights[seen])
     assert quality.metrics()["auc"] == pytest.approx(exact, abs=1e-3)
+
+
+def test_of_very_many_classes_the_first_ones_have_an_auc_and_all_count_for_the_rest() -> None:
+    scores, labels, weights = class_stream(3000, AUC_CLASSES_MAX + 44)
+    quality = Quality("multiclass", AUC_CLASSES_MAX + 44, window=0)
+    quality.update(scores, labels, weights)
+    first = labels[:, None] == np.arange(AUC_CLASSES_MAX)
+    found = quality.metrics()
+    auc = reference.roc_auc_score(first, scores[:, :AUC_CLASSES_MAX], average="macro", sample_weight=weights)
+    right = np.average(scores.argmax(axis=1) == labels, weights=weights)
+    assert (found["auc"], found["accuracy"]) == pytest.approx((auc, right), abs=1e-3)
+    assert sum(array.nbytes for array in quality.state().values()) < 17e6
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from consumers.errors import DependencyError
 from pipeline import releaser
 from pipeline.release import Service, Sink, _one_line
-from pipeline.releaser import SINKS, Releaser, released, replace_file
+from pipeline.releaser import HOLDING, SINKS, Releaser, released, replace_file
 from pipeline.store import LocalStore, Manifest
 
 
@@ -88,6 +89,39 @@ def test_a_mirror_that_fails_holds_up_no_collection(tmp_path: Path) -> None:
     for sink in SINKS:
         replace_file(tmp_path / "release" / sink, "-1\n" if sink == "mirror" else "7\n")
     assert released(tmp_path) == 7
+
+
+ALARMS = [{"family": "concept", "row": row} for row in (7, 9)]
+HOUR_MS = 3_600_000
+
+
+@pytest.mark.parametrize(
+    ("waited_ms", "kept_bytes", "others", "given_up"),
+    [(HOUR_MS // 2, 100, 2, 0), (HOUR_MS + 1, 100, 2, 2), (0, 1000, 2, 2), (0, 1000, -1, 0)],
+    ids=["they wait", "an hour is over", "too much is kept for them", "it is kept for others"],
+)
+def test_alarms_that_no_webhook_takes_are_given_up_and_counted(
+    service: Service, trainer: Trainer, tmp_path: Path, waited_ms: int, kept_bytes: int, others: int, given_up: int
+) -> None:
+    store, now_ms = LocalStore(tmp_path), time.time_ns() // 10**6
+    manifest = {"config": {"snapshot": {"owed_max": 500}}, "committed_ms": now_ms - waited_ms, "released": -1}
+    owed = {"alarms": store.put([json.dumps(ALARMS).encode()])}
+    store.commit(2, {**manifest, "sequence": 2, "owed": owed, "owed_bytes": kept_bytes})
+    for sink in HOLDING:
+        replace_file(tmp_path / "release" / sink, f"{others}\n")
+
+    def fails(_: Manifest) -> None:
+        raise DependencyError("on_drift.webhook answered 503")
+
+    sink = sink_that(service, "alarms", fails)
+    service._attempt(sink, 2)
+    what = "2 alarms of snapshot 2 are given up" if given_up else "alarms of snapshot 2 wait (training goes on)"
+    assert trainer.told == [("line", f"{what}: on_drift.webhook answered 503")]
+    assert status(tmp_path)["alarms"]["given_up"] == given_up
+    assert sink.released == (2 if given_up else -1)
+    again = Service(tmp_path, trainer)  # type: ignore[arg-type]
+    again._write_status()
+    assert status(tmp_path)["alarms"]["given_up"] == given_up
 
 
 def test_an_error_names_its_cause_and_no_password() -> None:

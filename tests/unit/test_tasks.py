@@ -120,6 +120,73 @@ class Sociable(Binary):
         return Gossip(super().module())
 
 
+class Normalised(nn.Module):
+    """Normalises by the batch at hand, also in eval mode."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.norm = inner, nn.BatchNorm1d(1)
+
+    def forward(self, features_NC: Tensor) -> Tensor:
+        self.norm.train()
+        return self.norm(self.inner(features_NC))
+
+
+class Crowded(Binary):
+    def module(self) -> nn.Module:
+        return Normalised(super().module())
+
+
+class Attention(nn.Module):
+    """Attends to all rows of the batch; what it adds is small at first."""
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.attend, self.head = nn.MultiheadAttention(columns, 1), nn.Linear(columns, 1)
+
+    def forward(self, features_NC: Tensor) -> Tensor:
+        rows_NC = torch.nan_to_num(features_NC)
+        return self.head(rows_NC + 0.01 * self.attend(rows_NC, rows_NC, rows_NC, need_weights=False)[0])
+
+
+class Attentive(Binary):
+    def module(self) -> nn.Module:
+        return Attention(len(self.features.numeric) + len(self.features.categorical))
+
+
+class Convolutions(nn.Module):
+    """Over a row's own columns."""
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv1d(1, 16, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(16 * columns, 1))
+
+    def forward(self, features_NC: Tensor) -> Tensor:
+        return self.layers(torch.nan_to_num(features_NC)[:, None])
+
+
+class Convolved(Binary):
+    def module(self) -> nn.Module:
+        return Convolutions(len(self.features.numeric) + len(self.features.categorical))
+
+
+class Placed(nn.Module):
+    """Rounds otherwise at every other place of a block, as a library may that multiplies matrices."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, features_NC: Tensor) -> Tensor:
+        outputs = self.inner(features_NC)
+        return torch.where(torch.arange(len(outputs))[:, None] % 2 == 0, outputs, outputs + 1e-6)
+
+
+class Rounded(Binary):
+    def module(self) -> nn.Module:
+        return Placed(super().module())
+
+
 class Lazy(Binary):
     def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.SGD(module.parameters(), lr=0.0)
@@ -147,6 +214,8 @@ class Unmoved(Regression):
         ("Forgetful", "test_killed_and_resumed_is_the_same_run", "differs from that of a run never killed"),
         ("Restless", "test_the_same_seed_gives_the_same_bits", "torch does not know of"),
         ("Sociable", "test_a_row_has_the_same_score_in_any_company", "look across rows"),
+        ("Crowded", "test_a_row_has_the_same_score_in_any_company", "look across rows"),
+        ("Attentive", "test_a_row_has_the_same_score_in_any_company", "look across rows"),
         ("Lazy", "test_it_learns_something", "the loss went from"),
         ("Logits", "test_scores_are_float32_of_the_shape_and_range_of_their_kind", "no probabilities"),
         ("Unmoved", "test_a_step_that_is_not_finite_changes_nothing", "leaves the loss finite"),
@@ -157,6 +226,22 @@ def test_each_check_finds_what_it_is_for(task: str, check: str, complaint: str) 
     checks.task = f"{__name__}:{task}"
     with pytest.raises(AssertionError, match=complaint):
         getattr(checks, check)()
+
+
+@pytest.mark.parametrize("size", [7, 32, 50])
+@pytest.mark.parametrize(
+    ("task", "learner"),
+    [
+        ("binary", {"kind": "mlp", "hidden": [256, 256]}),
+        ("binary", {}),
+        (f"{__name__}:Convolved", {}),
+        (f"{__name__}:Rounded", {}),
+    ],
+)
+def test_rounding_by_the_place_in_a_block_is_no_company(task: str, learner: dict[str, Any], size: int) -> None:
+    checks = TaskChecks()
+    checks.task, checks.learner, checks.batch_size = task, learner, size
+    checks.test_a_row_has_the_same_score_in_any_company()
 
 
 def test_an_export_that_scores_otherwise_is_found(tmp_path: Any) -> None:
