@@ -128,11 +128,12 @@ def _version(document: Mapping[str, Any]) -> Predict:
 def in_memory(example: Example) -> list[Mapping[str, float]]:
     """Each stage through the pipeline in this process; what the learner answers after it."""
     from consumers.tabular import TableSource
-    from pipeline.config import JobConfig, label_rule
+    from pipeline.config import JobConfig
     from pipeline.encoding import columns_of, encode
     from pipeline.learner import Learner
     from pipeline.options.pretrained import read_weights
     from pipeline.state import State, fresh_positions
+    from pipeline.task import label_rule_of
     from pipeline.train import learn
 
     document = example.document(Path("unused"), "unused", rows=10**9)
@@ -150,7 +151,7 @@ def in_memory(example: Example) -> list[Mapping[str, float]]:
     for stage in example.stages:
         rows = [*rows, *stage]
         table = pa.table({name: [row.get(name) for row in rows] for name in [*names, "label"]})
-        source = TableSource(table, job.features, label_rule(job.learner), job.learner.batch_size)
+        source = TableSource(table, job.features, label_rule_of(job), job.learner.batch_size)
         state = state or State(job, fresh_positions({source.partition: 0}), learner)
         for entry in source.entries(state.positions):
             learn(state, entry)

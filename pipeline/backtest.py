@@ -15,7 +15,7 @@ from consumers.kafka import Cluster
 from consumers.record import Command, Partition, Position, Wait
 from consumers.source import Source
 from consumers.tabular import TableSource
-from pipeline.config import JobConfig, label_rule
+from pipeline.config import JobConfig
 from pipeline.drift import Alarm
 from pipeline.learner import Learner
 from pipeline.options.pretrained import read_weights
@@ -23,7 +23,7 @@ from pipeline.replay import Stretch
 from pipeline.run import kafka_source
 from pipeline.state import State, fresh_positions
 from pipeline.tables import TableOptions, prepare, read_table
-from pipeline.task import build_scoring
+from pipeline.task import build_scoring, label_rule_of
 from pipeline.train import learn
 
 METRICS = ("accuracy", "kappa", "kappa_temporal", "auc", "logloss", "calibration_error", "mae", "rmse", "r2")
@@ -46,7 +46,7 @@ class Result:
     alarms: list[Alarm] = field(default_factory=list)
     points: list[dict[str, Any]] = field(default_factory=list)  # a job's metric points, every `monitor.every`
     rejected: int = 0  # rows that were bad
-    reasons: list[str] = field(default_factory=list)  # why; REASONS_MAX of them
+    reasons: list[str] = field(default_factory=list)  # why, each once; REASONS_MAX of them
     refused: int = 0  # rows of steps that were not finite
 
     def document(self) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def backtest_file(path: Path, options: TableOptions) -> Result:
 
 def backtest_table(table: pa.Table, job: JobConfig, label_latency: int) -> Result:
     """Learns a table that `prepare` made: `label_latency` rows are scored, then learned, and so on."""
-    source = TableSource(table, job.features, label_rule(job.learner), label_latency)
+    source = TableSource(table, job.features, label_rule_of(job), label_latency)
     return _learn(job, source, fresh_positions({source.partition: 0}))
 
 
@@ -120,7 +120,7 @@ def _collect(state: State, result: Result) -> None:
         _, owed = state.seal()
         result.points += owed.points
         found = [reason for letters in owed.letters for reason in letters.rejects.column("reason").to_pylist()]
-        result.reasons = (result.reasons + found)[:REASONS_MAX]
+        result.reasons = list(dict.fromkeys(result.reasons + found))[:REASONS_MAX]
 
 
 def _alarm_document(alarm: Alarm) -> dict[str, Any]:

@@ -19,12 +19,12 @@ import torch
 from consumers.batch import Batch
 from consumers.record import Float32s
 from consumers.tabular import TableSource
-from pipeline.config import JobConfig, label_rule
+from pipeline.config import JobConfig
 from pipeline.learner import Learner
 from pipeline.snapshot import Lineage, Snapshots
 from pipeline.state import State, fresh_positions
 from pipeline.store import MemoryStore
-from pipeline.task import build_scorer
+from pipeline.task import build_scorer, label_rule_of
 from pipeline.train import learn
 
 STEPS = 6
@@ -197,7 +197,7 @@ class TaskChecks:
         for column in job.features.categorical:
             columns[column.name] = columns[column.name].astype(np.int64)
         table = pa.table({n: pa.array(c, from_pandas=True) for n, c in {**columns, "y": labels_N}.items()})
-        source = TableSource(table, job.features, label_rule(job.learner), self.batch_size // 2)
+        source = TableSource(table, job.features, label_rule_of(job), self.batch_size // 2)
         snapshots = Snapshots(store, job, on_durable=lambda _: None, released=lambda: 2**62)
         manifest = snapshots.newest()
         if manifest is None:

@@ -95,6 +95,8 @@ class RunConfig(Model):
 _OF_THE_MLP = ("hidden", "embedding", "learning_rate")
 
 
+CLASSES_MAX = 4096
+
 BANK_BATCH_SIZE = 256
 """Its batches are learned eight rows at a time, so their size is one of blocks that are scored: larger ones leave the
 processor's caches, and at the head of a stream every short span is scored as a whole block."""
@@ -109,10 +111,13 @@ class LearnerConfig(OptionsConfig):
 
     kind: Literal["bank", "mlp"] = "bank"  # of built-in tasks: the bank of experts, or one MLP and Adam
     task: Annotated[str, AfterValidator(_check_task)] = "binary"
-    classes: int = Field(default=2, ge=2, le=4096)
+    classes: int = Field(default=2, ge=2, le=CLASSES_MAX)
     batch_size: int = Field(default=1024, ge=2, le=2**20)  # of the bank: BANK_BATCH_SIZE, if it is left out
     batch_wait: DurationMs = 1000
-    hidden: tuple[int, ...] = (256, 128)  # this and the next two: the MLP's; a task of one's own may use them
+    hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = (
+        256,
+        128,
+    )  # this and the next two: the MLP's; a task of one's own may use them
     embedding: int = Field(default=8, ge=1, le=1024)
     learning_rate: float = Field(default=1e-3, gt=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -126,6 +131,11 @@ class LearnerConfig(OptionsConfig):
     def _choose_batch_size(cls, given: Any) -> Any:
         bank = isinstance(given, dict) and _is_bank(given.get("kind", "bank"), given.get("task", "binary"))
         return {"batch_size": BANK_BATCH_SIZE, **given} if bank else given
+
+    @property
+    def is_built_in(self) -> bool:
+        """Whether the task is one of ours."""
+        return self.task in BUILT_IN_TASKS
 
     @property
     def is_bank(self) -> bool:
@@ -284,7 +294,7 @@ class JobConfig(Model):
 
 
 def label_rule(learner: LearnerConfig) -> LabelRule:
-    """Which labels the configured task accepts. A custom task takes any finite number."""
+    """Which labels a task accepts, by its name alone: a custom one any finite number; see `task.label_rule_of`."""
     if learner.task == "binary":
         return LabelRule(kind="binary")
     if learner.task == "multiclass":

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from consumers.batch import Batch
 from consumers.errors import ConfigError
@@ -23,7 +23,8 @@ from pipeline.options.average import Average
 from pipeline.options.freeze import freeze
 from pipeline.options.passes import Passes, step_rows
 from pipeline.options.replay import Replay
-from pipeline.task import Scorer, Task
+from pipeline.rehearsal import rehearse
+from pipeline.task import Scorer, Task, blamed_on
 
 
 class Descent:
@@ -47,6 +48,8 @@ class Descent:
             self._parts["replay"] = replay
         self.optimizer = _optimizer(task, trained, job.learner.task)
         training = Training(trained, task, self.optimizer, config, anchor)
+        if not job.learner.is_built_in:
+            rehearse(training, Scorer(module, task, config.precision), task, job, device)
         if config.compile:
             training.compile(step_rows(rows, replay), columns, device)
         self.executor: Executor
@@ -78,20 +81,23 @@ class Descent:
         self.executor.settle()
         arrays: dict[str, np.ndarray] = {}
         for index, slots in self.optimizer.state_dict()["state"].items():
-            tensors = {name: torch.as_tensor(value) for name, value in slots.items()}
+            plain = _plain(slots)
+            tensors = {name: torch.as_tensor(value) for name, value in slots.items() if name not in plain}
             arrays |= arrays_of(f"optimizer.{index}.", tensors)
         for name, part in self._parts.items():
             arrays |= {f"{name}.{key}": array for key, array in part.state().items()}
         return arrays
 
     def document(self) -> dict[str, Any]:
-        groups = self.optimizer.state_dict()["param_groups"]
+        saved = self.optimizer.state_dict()
         parts = {name: part.document() for name, part in self._parts.items()}
-        return {"param_groups": [_plain(group) for group in groups], **parts}
+        numbers = {str(index): plain for index, slots in saved["state"].items() if (plain := _plain(slots))}
+        slots = {"slots": numbers} if numbers else {}  # of torch's own optimizers they are tensors
+        return {"param_groups": [_plain(group) for group in saved["param_groups"]], **slots, **parts}
 
     def restore(self, arrays: Mapping[str, np.ndarray], document: Mapping[str, Any]) -> None:
         self.executor.forget()
-        slots: dict[int, dict[str, Tensor]] = {}
+        slots: dict[int, dict[str, Any]] = {int(i): dict(plain) for i, plain in document.get("slots", {}).items()}
         for name, tensor in tensors_of("optimizer.", arrays).items():
             index, _, slot = name.partition(".")
             slots.setdefault(int(index), {})[slot] = tensor
@@ -109,7 +115,8 @@ class Descent:
 
 def _optimizer(task: Task, trained: nn.Module, name: str) -> torch.optim.Optimizer:
     """The task's own. Raises ConfigError if a step of it would have to evaluate the loss itself, as L-BFGS does."""
-    optimizer = task.optimizer(trained)
+    with blamed_on(name, "optimizer()"):
+        optimizer = task.optimizer(trained)
     is_one = isinstance(optimizer, torch.optim.Optimizer)
     if not is_one or any(p.default is p.empty for p in inspect.signature(optimizer.step).parameters.values()):
         raise ConfigError(
@@ -120,7 +127,7 @@ def _optimizer(task: Task, trained: nn.Module, name: str) -> torch.optim.Optimiz
 
 
 def _plain(group: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a parameter group that JSON can hold."""
+    """What of a parameter group, or of a parameter's state, JSON can hold."""
     return {
         name: value
         for name, value in group.items()

@@ -8,6 +8,7 @@ import tomllib
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date, time
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,6 +21,13 @@ from pipeline.config import JobConfig
 ENVIRONMENT_PREFIX = "EVERTRAIN__"
 
 KeyPath: TypeAlias = tuple[str | int, ...]
+
+# What a file's author calls what pydantic names by its Python type:
+_WORDS = {
+    "tuple_type": "should be a list",
+    "path_type": "should be a path, in quotes",
+    "model_type": "should be a table",
+}
 
 _DEPTH_MAX = 16  # of tables and arrays within each other
 _TOO_DEEP = f"tables and arrays within each other, more than {_DEPTH_MAX} deep"
@@ -89,6 +97,8 @@ class _Draft:
         keys, kind = tuple(details["loc"]), details["type"]
         if keys[:1] == ("kafka",):
             keys = keys[:2]  # what follows names a member of the union of types
+        elif kind != "extra_forbidden":
+            keys = _without_types(keys)
         place, name = self._place(keys), _dotted(keys)
         if kind == "extra_forbidden":
             leaf = _single_leaf(keys, details["input"])
@@ -101,7 +111,9 @@ class _Draft:
         elif keys[:1] == ("kafka",) and keys[1:]:
             message = "should be a string, a number, true or false"
         else:
-            message = details["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+            message = _WORDS.get(kind) or details["msg"].removeprefix("Value error, ").replace(
+                "Input should be", "should be"
+            )
         if not keys:
             return f"{place}: {message}"
         if kind == "string_type" and keys[0] != "kafka" and not place.startswith(str(self._path)):
@@ -214,6 +226,11 @@ def _dotted(keys: KeyPath) -> str:
     for key in keys:
         text += f"[{key}]" if isinstance(key, int) else f".{key}"
     return text.removeprefix(".")
+
+
+def _without_types(keys: KeyPath) -> KeyPath:
+    """The keys as a file has them: below a value of several types, pydantic names one, such as `constrained-int`."""
+    return tuple(takewhile(lambda key: isinstance(key, int) or key.isidentifier(), keys))
 
 
 def _single_leaf(keys: KeyPath, value: Any) -> KeyPath:

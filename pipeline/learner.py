@@ -21,7 +21,7 @@ from pipeline.executor import Outcome
 from pipeline.identity import torch_threads
 from pipeline.method import Method, arrays_of, tensors_of
 from pipeline.options.pretrained import put_weights
-from pipeline.task import Scorer, build_scoring, build_task, score_width
+from pipeline.task import Scorer, build_module, build_scoring, build_task, score_width
 
 
 class StepReport:
@@ -55,7 +55,7 @@ class Learner:
         keep_freed_memory()
         torch.manual_seed(job.job.seed)
         self.task = build_scoring(job)
-        self.module = self.task.module()
+        self.module = build_module(self.task, job.learner.task)
         if pretrained is not None:
             put_weights(self.module, pretrained, job.learner.pretrained)
         self.module.to(self.device)

@@ -58,8 +58,14 @@ class Part(Protocol):
 
 
 def arrays_of(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """Tensors as arrays, under names that begin with `prefix`."""
-    return {prefix + name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+    """Tensors as arrays, under names that begin with `prefix`. Raises TypeError for what NumPy does not have."""
+    found: dict[str, np.ndarray] = {}
+    for name, tensor in tensors.items():
+        try:
+            found[prefix + name] = tensor.detach().cpu().numpy()
+        except TypeError:
+            raise TypeError(f"{name} is {tensor.dtype}, which a snapshot cannot hold; keep it in float32") from None
+    return found
 
 
 def numbered(prefix: str, tensors: Iterable[Tensor]) -> dict[str, np.ndarray]:

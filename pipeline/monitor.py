@@ -51,9 +51,7 @@ class Monitor:
         """Rows times columns whose category bucket had never been seen before."""
         return self._drift.unknown_categories if self._drift else 0
 
-    def observe(
-        self, batch: Batch, frozen_scores_BS: Float32s | None, rows_trained: int, now_ms: int | None = None
-    ) -> list[Alarm]:
+    def observe(self, batch: Batch, frozen_scores_BS: Float32s | None, rows_trained: int) -> list[Alarm]:
         """Books the prequential scores of a batch, and those of the frozen copy once there is one. Returns new alarms.
 
         Args:
@@ -62,7 +60,6 @@ class Monitor:
                 the first batch with `rows_trained` >= `compare_after` on, live and frozen are also compared
                 over exactly the same rows.
             rows_trained: rows trained so far, the batch's included; alarms carry where in it they were raised.
-            now_ms: the stream's time, if labels come apart from features.
         """
         labels_B, weights_B = batch.labels_B[: batch.rows], batch.weights_B[: batch.rows]
         live_BS = batch.scores_BS[: batch.rows]
@@ -77,7 +74,7 @@ class Monitor:
                 shared_B = np.where(both_B, weights_B, np.float32(0))
                 self._of("compare_live", 0).update(live_BS, labels_B, shared_B)
                 self._of("compare_frozen", 0).update(frozen_BS, labels_B, shared_B)
-        found = self._drift.observe(batch, rows_trained, now_ms) if self._drift else []
+        found = self._drift.observe(batch, rows_trained, batch.age_B if self._by_age else None) if self._drift else []
         for alarm in found:
             self.alarm_counts[alarm.family] += 1
         self.alarms = (self.alarms + found)[-ALARMS_MAX:]

@@ -20,7 +20,8 @@ def main() -> None:
             {
                 "job": {"name": "precompile", "state_dir": "none"},
                 "kafka": {"bootstrap.servers": "none"},
-                "features": {"topic": "f", "label": "y", "numeric": ["a"], "categorical": ["b"]},
+                "features": {"topic": "f", "numeric": ["a"], "categorical": ["b"]},
+                "labels": {"topic": "l", "column": "y"},
                 "learner": {"task": task, "batch_size": ROWS},
                 "dead_letters": {"topic": "d"},
             }
@@ -29,10 +30,10 @@ def main() -> None:
         zeros_B, times_B = np.zeros(ROWS, np.float32), np.arange(ROWS)
         scores_BS = np.full((ROWS, learner.score_width), 0.5, np.float32)
         features_BC = np.zeros((ROWS, job.features.columns), np.float32)
-        batch = Batch(features_BC, zeros_B, zeros_B + 1, scores_BS, times_B, ROWS)
+        batch = Batch(features_BC, zeros_B, zeros_B + 1, scores_BS, times_B, ROWS, times_B)
         learner.step(batch)
         monitor = Monitor(job.monitor, kind=learner.task.kind, classes=job.learner.classes, features=job.features)
-        monitor.observe(batch, None, ROWS, ROWS)
+        monitor.observe(batch, None, ROWS)
 
 
 if __name__ == "__main__":

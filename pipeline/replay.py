@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from consumers.errors import ConfigError
 from consumers.kafka import Cluster, parse_time, timestamp_at
 from consumers.record import Partition
@@ -31,13 +33,15 @@ class Stretch:
 def resolve(job: JobConfig, start: str, stop: str) -> Stretch:
     """The offsets of `[start, stop)` in the feature topic, and of the labels from `start` to `stop` + window.
 
-    Raises ConfigError for text that is neither a time nor offsets, and DependencyError without Kafka.
+    Raises ConfigError for text that is no time and no offsets and where no record is, DependencyError without Kafka.
     """
     cluster = Cluster(job.kafka)
     features = cluster.topic(job.features.topic).partitions
     starts, start_ms = _from(job, cluster, features, start)
     stops, stop_ms = _to(job, cluster, features, stop)
     stops = {partition: max(offset, starts[partition]) for partition, offset in stops.items()}
+    if stops == starts:
+        raise ConfigError(f"--from {start} --to {stop}: {job.features.topic} has no record there")
     if job.labels is not None:
         labels = cluster.topic(job.labels.topic).partitions
         starts |= cluster.offsets_at(labels, start_ms)
@@ -48,9 +52,17 @@ def resolve(job: JobConfig, start: str, stop: str) -> Stretch:
 def replay_job(job: JobConfig, name: str, stretch: Stretch) -> JobConfig:
     """The job under another name, in a state directory beside the trainer's.
 
-    The same stretch under the same name goes on where it stopped; raises ConfigError if it is another one.
+    The same stretch under the same name goes on where it stopped. Raises ConfigError if it is another one, and for a
+    name that is none, or the job's own: its versions would come among the trainer's.
     """
+    if name == job.job.name:
+        raise ConfigError(f"--name {name}: that is the job itself; a replay needs a name of its own")
     state_dir = Path(f"{job.job.state_dir}-replays") / name
+    document = {**job.model_dump(), "job": {**job.job.model_dump(), "name": name, "state_dir": state_dir}}
+    try:
+        replay = JobConfig.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(f"--name {name}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
     record = state_dir / "replay.json"
     if record.exists() and json.loads(record.read_text()) != stretch.lines():
         raise ConfigError(
@@ -58,9 +70,7 @@ def replay_job(job: JobConfig, name: str, stretch: Stretch) -> JobConfig:
         )
     state_dir.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps(stretch.lines()))
-    return JobConfig.model_validate(
-        {**job.model_dump(), "job": {**job.job.model_dump(), "name": name, "state_dir": state_dir}}
-    )
+    return replay
 
 
 def _rank(job: JobConfig) -> Any:

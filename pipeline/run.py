@@ -20,7 +20,7 @@ from consumers.record import Added, Command, Entry, Partition, Side, Wait
 from consumers.source import KafkaSource
 from consumers.watch import recreated
 from pipeline.cadence import Commands, SnapshotCadence
-from pipeline.config import JobConfig, label_rule
+from pipeline.config import JobConfig
 from pipeline.fence import hold
 from pipeline.identity import changes, environment, recorded
 from pipeline.learner import Learner
@@ -29,6 +29,7 @@ from pipeline.releaser import HOLDING, Releaser, released, shown
 from pipeline.snapshot import Lineage, Snapshots
 from pipeline.state import State, fresh_positions
 from pipeline.store import LocalStore, Manifest
+from pipeline.task import label_rule_of
 from pipeline.telemetry import StatusFile
 
 log = logging.getLogger("evertrain")
@@ -240,7 +241,7 @@ def reader_settings(job: JobConfig, topics: list[Topic], group: str, *, gaps_all
         "sides": {config.topic: side for side, config in _sides(job)},
         "features": job.features,
         "labels": job.labels,
-        "label": label_rule(job.learner),
+        "label": label_rule_of(job),
         "stream": job.stream,
         "gaps_allowed": gaps_allowed,
     }

@@ -166,8 +166,7 @@ class State:
 
     def _observe(self, batch: Batch, frozen_scores_BS: Float32s | None) -> None:
         """Books the scores of a batch, and does what follows the alarms that it raises."""
-        now_ms = self.time_ms if self.job.labels else None
-        for alarm in self.monitor.observe(batch, frozen_scores_BS, self.trained, now_ms):
+        for alarm in self.monitor.observe(batch, frozen_scores_BS, self.trained):
             react(self, alarm)
 
     def _apply_lost(self, lost: Lost) -> Iterator[Batch]:

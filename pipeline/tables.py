@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from consumers.errors import ConfigError
 from consumers.record import MESSAGE_ROWS_MAX
-from pipeline.config import BUILT_IN_TASKS, JobConfig
+from pipeline.config import BUILT_IN_TASKS, CLASSES_MAX, JobConfig
 
 LEARNERS = ("bank", "mlp")
 
@@ -81,6 +81,8 @@ def prepare(table: pa.Table, options: TableOptions) -> tuple[pa.Table, JobConfig
         if name not in (options.label, *options.drop):
             kind, columns[name] = _feature(name, table[name], categorical=name in options.categorical)
             kinds[kind].append({"name": name, "nullable": bool(columns[name].null_count)})
+    if not columns:
+        raise ConfigError(f"there is no column beside --label {options.label} and --drop: nothing to learn from")
     columns[options.label] = label
     row_number = "row" + "_" * max(map(len, columns))  # longer than any of them
     return pa.table(columns), _job(options, classes, kinds, row_number)
@@ -155,6 +157,10 @@ def _labels(column: pa.ChunkedArray, options: TableOptions) -> tuple[pa.ChunkedA
         raise ConfigError(
             f"{where} goes from {bounds['min']} to {bounds['max']}; the task {options.task} takes classes "
             + ("0 and 1" if highest else "0, 1, …")
+        )
+    if bounds["max"] >= CLASSES_MAX:
+        raise ConfigError(
+            f"{where} goes up to {bounds['max']}; the task multiclass takes classes 0 to {CLASSES_MAX - 1}"
         )
     return labels, max(bounds["max"] + 1, 2)
 

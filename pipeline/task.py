@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from consumers.config import FeaturesConfig
-from consumers.errors import ConfigError
+from consumers.config import FeaturesConfig, LabelRule
+from consumers.errors import ConfigError, EvertrainError
 from pipeline.bank.task import BankTask
-from pipeline.config import BUILT_IN_TASKS, JobConfig, LearnerConfig
+from pipeline.config import BUILT_IN_TASKS, JobConfig, LearnerConfig, label_rule
 from pipeline.models.mlp import mlp
 
 
@@ -143,6 +147,9 @@ def outputs_of(module: nn.Module, features_NC: Tensor, precision: str) -> Tensor
     return outputs.float()
 
 
+_METHODS = ("module", "optimizer", "loss", "score")
+_REASON_MAX = 300  # characters
+
 BUILT_IN: dict[str, type[Any]] = dict(zip(BUILT_IN_TASKS, (Binary, Multiclass, Regression), strict=True))
 
 
@@ -159,7 +166,51 @@ def build_task(job: JobConfig) -> Task:
         task: Task = task_type(job.features, job.learner)
     except Exception as error:
         raise ConfigError(f"learner.task = {name!r} could not be built: {error!r}") from error
+    missing = [method for method in _METHODS if not callable(getattr(task, method, None))]
+    if missing:
+        raise ConfigError(f"learner.task = {name!r} has no method {missing[0]}(); a task has {', '.join(_METHODS)}")
+    kind = getattr(task, "kind", None)
+    if kind not in BUILT_IN_TASKS:
+        raise ConfigError(f"learner.task = {name!r}: its kind is {kind!r}; allowed: {', '.join(BUILT_IN_TASKS)}")
     return task
+
+
+def build_module(task: Scoring, name: str) -> nn.Module:
+    """The task's new module. Raises ConfigError if that fails."""
+    with blamed_on(name, "module()"):
+        module = task.module()
+    if not isinstance(module, nn.Module):
+        raise ConfigError(f"learner.task = {name!r}: module() gives {type(module).__name__}, not a torch.nn.Module")
+    return module
+
+
+@contextmanager
+def blamed_on(name: str, what: str) -> Iterator[None]:
+    """Whatever is raised within becomes a ConfigError that names the task, what failed, and a line of its own code."""
+    try:
+        yield
+    except EvertrainError:
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), "")[:_REASON_MAX]
+        place = _place(error)
+        raise ConfigError(f"learner.task = {name!r}: {what} fails{place}: {type(error).__name__}: {reason}") from error
+
+
+def _place(error: Exception) -> str:
+    """Where, of what is neither ours nor installed, the error came from."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if "site-packages" not in path.parts and Path(__file__).parent not in path.parents:
+            return f" at {path.name}:{frame.lineno}"
+    return ""
+
+
+def label_rule_of(job: JobConfig) -> LabelRule:
+    """Which labels the job takes. One that no class has would break every step with it, whoever's loss it is."""
+    if build_scoring(job).kind == "multiclass":
+        return LabelRule(kind="class", classes=job.learner.classes)
+    return label_rule(job.learner)
 
 
 def score_width(task: Scoring, learner: LearnerConfig) -> int:
@@ -170,12 +221,13 @@ def score_width(task: Scoring, learner: LearnerConfig) -> int:
 def build_scorer(job: JobConfig) -> Scorer:
     """A new scorer on the CPU, in eval mode, its weights to be loaded into `scorer.module`."""
     task = build_scoring(job)
-    return Scorer(task.module(), task, job.learner.precision).eval()
+    return Scorer(build_module(task, job.learner.task), task, job.learner.precision).eval()
 
 
 def _import(name: str) -> Any:
     module_name, _, attribute = name.partition(":")
     try:
         return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"learner.task = {name!r} cannot be imported: {error}") from error
+    except Exception as error:  # of any kind: the module's code runs
+        hint = "; is its folder in PYTHONPATH?" if isinstance(error, ModuleNotFoundError) else ""
+        raise ConfigError(f"learner.task = {name!r} cannot be imported: {error}{hint}") from error

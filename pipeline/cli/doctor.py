@@ -151,7 +151,11 @@ def check_kafka(job: JobConfig, now_ms: int) -> Iterator[Check]:
     from confluent_kafka.admin import AdminClient
 
     servers = job.kafka["bootstrap.servers"]
-    admin = AdminClient({"log_level": 2, **job.kafka})  # what it would log is in the report
+    try:
+        admin = AdminClient({"log_level": 2, **job.kafka})  # what it would log is in the report
+    except KafkaException as error:
+        yield Check("kafka", Verdict.FAILED, f"librdkafka refuses [kafka]: {error.args[0].str()}; correct the job file")
+        return
     try:
         metadata = admin.list_topics(timeout=TIMEOUT_S)
     except KafkaException as error:

@@ -102,13 +102,13 @@ class Drift:
         """Rows times columns whose category bucket had never been seen before."""
         return self._categories.unknown
 
-    def observe(self, batch: Batch, rows_trained: int, now_ms: int | None = None) -> list[Alarm]:
+    def observe(self, batch: Batch, rows_trained: int, late_B: Int64s | None = None) -> list[Alarm]:
         """The alarms that a batch raises, in the order of its rows.
 
         Args:
             batch: its rows of positive weight are watched, in order.
             rows_trained: rows trained so far, its own included.
-            now_ms: the stream's time, if labels come apart from features: what they are late by is then watched, too.
+            late_B: ms that its labels came after their features, by the event times of both; None: not watched.
         """
         real_R, rises = self._concept.update(batch)
         if not len(real_R):
@@ -117,8 +117,8 @@ class Drift:
         features_RC, scores_RS, labels_R = batch.features_BC[rows], batch.scores_BS[rows], batch.labels_B[rows]
         self._categories.update(features_RC)
         number_R, time_R = np.maximum(rows_trained - batch.rows + 1 + real_R, 0), batch.event_time_B[rows]
-        at = self._passage = _Passage(late=now_ms is not None)
-        late_R1 = _octaves(now_ms - time_R) if now_ms is not None else _NEVER_LATE_R1
+        at = self._passage = _Passage(late=late_B is not None)
+        late_R1 = _octaves(late_B[rows]) if late_B is not None else _NEVER_LATE_R1
         taken = Rows(features_RC, scores_RS, labels_R, late_R1, number_R, time_R)
         alarms: list[Alarm] = []
         while at.stop < len(real_R):

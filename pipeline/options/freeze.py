@@ -25,5 +25,7 @@ def freeze(module: nn.Module, patterns: Sequence[str]) -> None:
         if any(fnmatchcase(name, pattern) for pattern in patterns):
             parameter.requires_grad_(False)
         learning += parameter.requires_grad
+    if not names:
+        raise ConfigError("the module has no parameters, so there is nothing to learn")
     if not learning:
         raise ConfigError(f"learner.freeze = {list(patterns)} leaves nothing to learn; frozen are {', '.join(names)}")

@@ -269,6 +269,12 @@ class TestDoctor:
         }
         assert told.err == ""
 
+    def test_settings_that_librdkafka_refuses_are_one_line_too(self, job_file: Path) -> None:
+        job = load(job_file, ["kafka.no.such.key=3"], environment={})
+        (check,) = doctor.check_kafka(job, NOW_MS)
+        assert check.verdict is Verdict.FAILED
+        assert "no.such.key" in check.message
+
     def test_each_check_is_one_line_of_text(
         self, job_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -50,8 +50,8 @@ class Rows:
         self.keep = np.ones(ROWS, bool)
         self.lean = np.zeros(ROWS)
 
-    def batches(self, cuts: list[int]) -> list[tuple[Batch, int, int]]:
-        """The rows that are kept, as batches with the rows trained and the stream's time."""
+    def batches(self, cuts: list[int]) -> list[tuple[Batch, int]]:
+        """The rows that are kept, as batches with the rows trained."""
         keep = np.flatnonzero(self.keep)
         features = np.column_stack([self.x, self.c])[keep].astype(np.float32)
         signal, truth = np.nan_to_num(self.x[keep, 2]), self.truth[keep] + 0.5 * self.noise[keep]
@@ -66,9 +66,10 @@ class Rows:
         weights, times = np.ones(len(keep), np.float32), np.arange(len(keep)) * 1000
         return [
             (
-                Batch(features[a:b], labels[a:b], weights[a:b], scores[a:b], times[a:b], b - a),
+                Batch(
+                    features[a:b], labels[a:b], weights[a:b], scores[a:b], times[a:b], b - a, self.late_ms[keep[a:b]]
+                ),
                 b,
-                int(times[b - 1] + self.late_ms[keep[b - 1]]),
             )
             for a, b in pairwise(cuts)
         ]
@@ -76,8 +77,8 @@ class Rows:
     def alarms(self, cuts: list[int] | None = None, *, resume: bool = False) -> list[Alarm]:
         """What a monitor says of it; `resume`: with a new one, restored from the last, for every batch."""
         drift, found = self.drift(), []
-        for batch, trained, now in self.batches(cuts or [*range(0, int(self.keep.sum()), 100), int(self.keep.sum())]):
-            found += drift.observe(batch, trained, now if cuts is None else None)
+        for batch, trained in self.batches(cuts or [*range(0, int(self.keep.sum()), 100), int(self.keep.sum())]):
+            found += drift.observe(batch, trained, batch.age_B)
             if resume:
                 state = {part: {name: a.copy() for name, a in arrays.items()} for part, arrays in drift.state().items()}
                 drift = self.drift()
@@ -194,7 +195,7 @@ def test_a_column_that_never_stands_still_is_not_said_again_and_again() -> None:
     assert 1 <= len(rows.alarms()) <= 3
 
 
-@pytest.mark.parametrize("name", ["mean", "concept", "label", "missing"])
+@pytest.mark.parametrize("name", ["mean", "concept", "label", "missing", "late"])
 def test_nothing_depends_on_how_the_stream_is_cut_or_resumed(name: str) -> None:
     rows = Rows()
     CHANGES[name][0](rows)
@@ -213,8 +214,8 @@ def test_nothing_depends_on_how_the_stream_is_cut_or_resumed(name: str) -> None:
 def test_labels_that_were_all_equally_late_and_come_later_are_noticed() -> None:
     rows, drift, found = Rows(), Rows().drift(), []
     rows.late_ms = np.where(rows.new, 1_000_000, 10_000)
-    for batch, trained, now in rows.batches([*range(CHANGE - 3000, CHANGE + 1000)]):
-        found += drift.observe(batch, trained, now)
+    for batch, trained in rows.batches([*range(CHANGE - 3000, CHANGE + 1000)]):
+        found += drift.observe(batch, trained, batch.age_B)
     (alarm,) = found
     assert alarm.family == "label_delay"
     assert 3 < alarm.effect < np.log2(100)
@@ -224,7 +225,7 @@ def test_labels_that_were_all_equally_late_and_come_later_are_noticed() -> None:
 @pytest.mark.parametrize("kind", ["binary", "multiclass"])
 def test_scores_that_are_no_probabilities_count_as_the_nearest_ones(kind: str, factor: float) -> None:
     wild, tame = Rows(kind).drift(), Rows(kind).drift()
-    for batch, trained, _ in Rows(kind).batches([*range(0, 4000, 100)]):
+    for batch, trained in Rows(kind).batches([*range(0, 4000, 100)]):
         scores_BS = ((batch.scores_BS - 0.5) * factor + 0.5).astype(np.float32)
         wild.observe(replace(batch, scores_BS=scores_BS), trained)
         tame.observe(replace(batch, scores_BS=np.clip(scores_BS, 0, 1)), trained)
@@ -299,7 +300,7 @@ def test_where_rows_are_booked_apart_from_what_is_learned_a_change_is_dated_as_w
     concept(rows)
     for learned in (1, 50):  # one row in so many
         drift = rows.drift()
-        for batch, trained, _ in rows.batches([*range(0, ROWS, 100)]):
+        for batch, trained in rows.batches([*range(0, ROWS, 100)]):
             found += drift.observe(batch, trained // learned)
     known, thinned = found
     assert (thinned.event_time, thinned.since_time) == (known.event_time, known.since_time)
@@ -327,11 +328,11 @@ def test_each_array_of_the_state_is_missed_when_it_is_dropped() -> None:
     assert [field for field, missed in needed.items() if not missed] == []
 
 
-def _watched(drift: Drift, batches: list[tuple[Batch, int, int]]) -> tuple[Drift, list[Alarm]]:
-    return drift, [alarm for batch in batches for alarm in drift.observe(*batch)]
+def _watched(drift: Drift, batches: list[tuple[Batch, int]]) -> tuple[Drift, list[Alarm]]:
+    return drift, [alarm for batch, trained in batches for alarm in drift.observe(batch, trained, batch.age_B)]
 
 
-def _seen(rows: Rows, state: dict[str, Arrays], batches: list[tuple[Batch, int, int]]) -> dict[str, bytes]:
+def _seen(rows: Rows, state: dict[str, Arrays], batches: list[tuple[Batch, int]]) -> dict[str, bytes]:
     """What comes of a run that goes on from a state: metrics, alarms, and its state in the end. Or why it cannot."""
     drift = rows.drift()
     try:

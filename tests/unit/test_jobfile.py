@@ -173,7 +173,7 @@ def test_a_number_where_a_flag_means_text_says_how_to_quote_it(job_file: Path) -
 
 def test_a_column_list_that_is_no_list_is_an_error(job_file: Path) -> None:
     (problem,) = problems(job_file, "features.numeric=distance")
-    assert problem == "--set features.numeric: features.numeric = 'distance': should be a valid tuple"
+    assert problem == "--set features.numeric: features.numeric = 'distance': should be a list"
 
 
 @pytest.mark.parametrize(
@@ -184,12 +184,21 @@ def test_a_column_list_that_is_no_list_is_an_error(job_file: Path) -> None:
         ('join.window="999999999999d"', "join.window = '999999999999d': should be less than or equal to 92"),
         ("monitor.every={rows = 0}", "monitor.every.rows = 0: should be greater than 0"),
         ("monitor.every={rows = 5, ms = 5}", "monitor.every: a cadence has either ms or rows"),
+        ("learner.hidden=[-4]", "learner.hidden[0] = -4: should be greater than or equal to 1"),
+        ("features.numeric=[3]", "features.numeric[0] = 3: should be a table"),
+        ("job.state_dir=3", "job.state_dir = 3: should be a path, in quotes"),
         ('job.state_dir="a\\u0000b"', "job.state_dir = 'a\\x00b': a path has no zero byte"),
     ],
 )
 def test_a_value_that_would_fail_later_is_refused_at_once(job_file: Path, override: str, expected: str) -> None:
     (problem,) = problems(job_file, override)
     assert problem.startswith(f"--set {override.partition('=')[0]}: {expected}")
+
+
+def test_a_value_of_several_types_is_named_as_the_file_names_it(job_file: Path) -> None:
+    where = "--set learner.threads: learner.threads = 300: "
+    expected = [f"{where}should be less than or equal to 256", f"{where}allowed: 'auto'"]
+    assert problems(job_file, "learner.threads=300") == expected
 
 
 def test_secrets_are_not_shown(job_file: Path) -> None:

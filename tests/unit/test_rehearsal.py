@@ -1,0 +1,188 @@
+"""A task of one's own that cannot work is refused before the first record, in one line that says what and where."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from consumers.config import LabelRule
+from consumers.errors import ConfigError
+from pipeline.checks import TaskChecks, digest
+from pipeline.config import JobConfig
+from pipeline.learner import Learner
+from pipeline.models.mlp import Encoder
+from pipeline.task import Binary, Multiclass, label_rule_of
+
+
+class Linear(Binary):
+    def module(self) -> nn.Module:
+        encoder = Encoder(self.features, self.learner.embedding)
+        return nn.Sequential(encoder, nn.BatchNorm1d(encoder.width), nn.Dropout(0.1), nn.Linear(encoder.width, 1))
+
+
+class Wide(Linear):
+    def module(self) -> nn.Module:
+        return nn.Linear(999, 1)
+
+
+class Broken(Linear):
+    def module(self) -> nn.Module:
+        raise KeyError("no such column")
+
+
+class NoModule(Linear):
+    def module(self) -> Any:
+        return [super().module()]
+
+
+class NoParameters(Linear):
+    def module(self) -> nn.Module:
+        return nn.Identity()
+
+
+class Bfloat(Linear):
+    def module(self) -> nn.Module:
+        return super().module().to(torch.bfloat16)
+
+
+class ManyLosses(Linear):
+    def loss(self, outputs: Tensor, labels_N: Tensor, weights_N: Tensor) -> Tensor:
+        return (outputs.squeeze(1) - labels_N).square() * weights_N
+
+
+class PlainLoss(Linear):
+    def loss(self, outputs: Tensor, labels_N: Tensor, weights_N: Tensor) -> Any:
+        return 0.5
+
+
+class DetachedLoss(Linear):
+    def loss(self, outputs: Tensor, labels_N: Tensor, weights_N: Tensor) -> Tensor:
+        return outputs.detach().mean()
+
+
+class RaisingLoss(Linear):
+    def loss(self, outputs: Tensor, labels_N: Tensor, weights_N: Tensor) -> Tensor:
+        raise ValueError("shapes differ\nand more")
+
+
+class NoScore(Linear):
+    def score(self, outputs: Tensor) -> Any:
+        return None
+
+
+class OneScoreForAll(Linear):
+    def score(self, outputs: Tensor) -> Tensor:
+        return outputs.mean()
+
+
+class Narrow(Multiclass):
+    """Its scores would be copied to all classes."""
+
+    def score(self, outputs: Tensor) -> Tensor:
+        return outputs.argmax(dim=1).float()
+
+
+class NoParametersToOptimize(Linear):
+    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD([], lr=0.1)
+
+
+class Ranking(Linear):
+    kind = "ranking"
+
+
+class NoLoss(Linear):
+    loss = None  # type: ignore[assignment]
+
+
+def job(task: str, **learner: Any) -> JobConfig:
+    return JobConfig.model_validate(
+        {
+            "job": {"name": "rehearsal", "state_dir": "none"},
+            "kafka": {"bootstrap.servers": "none"},
+            "features": {"topic": "f", "label": "y", "numeric": ["a"], "categorical": ["b"]},
+            "learner": {"task": f"{__name__}:{task}" if ":" not in task else task, "batch_size": 8, **learner},
+            "dead_letters": {"topic": "d"},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("task", "says"),
+    [
+        ("Wide", r"score\(\) of what module\(\) answers fails: RuntimeError: mat1 and mat2 shapes"),
+        ("Broken", r"module\(\) fails at test_rehearsal.py:\d+: KeyError: 'no such column'$"),
+        ("NoModule", r"module\(\) gives list, not a torch.nn.Module"),
+        ("NoParameters", "the module has no parameters"),
+        ("Bfloat", r"3.weight is torch.bfloat16, which a snapshot cannot hold|0.\S+ is torch.bfloat16, which a snapsh"),
+        ("ManyLosses", r"loss\(\) gives a tensor \[8\], not a tensor of one number"),
+        ("PlainLoss", r"loss\(\) gives 0.5, not a tensor of one number"),
+        ("DetachedLoss", r"loss\(\) depends on no parameter"),
+        ("RaisingLoss", r"loss\(\) fails at test_rehearsal.py:\d+: ValueError: shapes differ$"),
+        ("NoScore", r"score\(\) of 8 rows gives None, not a tensor \[8\] or \[8, 1\]"),
+        ("OneScoreForAll", r"score\(\) of 8 rows gives a tensor \[\], not"),
+        ("Narrow", r"score\(\) of 8 rows gives a tensor \[8\], not a tensor \[8, 3\]"),
+        ("NoParametersToOptimize", r"optimizer\(\) fails at test_rehearsal.py:\d+: ValueError"),
+        ("Ranking", "its kind is 'ranking'; allowed: binary, multiclass, regression"),
+        ("NoLoss", r"has no method loss\(\)"),
+        ("no_such_module:Task", "No module named 'no_such_module'; is its folder in PYTHONPATH"),
+        (":Task", "cannot be imported"),
+        ("..relative:Task", "cannot be imported"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_once_and_in_one_line(task: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as caught:
+        Learner(job(task, classes=3))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [{}, {"average": 0.9}, {"epochs": 2}, {"replay": 100}])
+def test_it_leaves_no_trace(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+    rehearsed = digest(Learner(job("Linear", **options)))
+    monkeypatch.setattr("pipeline.descent.rehearse", lambda *_: None)
+    assert digest(Learner(job("Linear", **options))) == rehearsed
+
+
+def test_a_label_that_no_class_has_is_bad_input_whoever_s_task_it_is() -> None:
+    """The loss would raise at it, in this life and in each one after."""
+    assert label_rule_of(job("Narrow", classes=3)) == LabelRule(kind="class", classes=3)
+    assert label_rule_of(job("Linear")).kind == "number"
+
+
+class Slowing(torch.optim.Optimizer):
+    """Keeps numbers, not tensors, in its state."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"lr": 0.1})
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in [p for p in group["params"] if p.grad is not None]:
+                state = self.state[parameter]
+                state["steps"], state["scale"] = state.get("steps", 0) + 1, state.get("scale", 1.0) * 0.97
+                parameter.data.add_(parameter.grad, alpha=-group["lr"] * state["scale"] / state["steps"] ** 0.5)
+
+
+class SlowingTask(Binary):
+    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        return Slowing(module.parameters())
+
+
+class TestSlowing(TaskChecks):
+    task = f"{__name__}:SlowingTask"
+    learner = {"hidden": [8]}
+    improvement = 1.0
+
+
+def test_numbers_of_an_optimizer_are_numbers_again() -> None:
+    checks = TestSlowing()
+    learner, resumed = Learner(checks.job()), Learner(checks.job())
+    learner.step(next(checks.batches(checks.job())))
+    resumed.restore({name: np.copy(array) for name, array in learner.state().items()}, learner.document())
+    states = [list(each.method.optimizer.state.values()) for each in (learner, resumed)]  # type: ignore[attr-defined]
+    assert states[0] == states[1]
+    assert {type(value) for value in states[1][0].values()} == {int, float}
