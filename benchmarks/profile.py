@@ -28,6 +28,7 @@ from consumers.record import Span
 from consumers.slabs import SlabTable
 from pipeline.drift.adwin import Adwin
 from pipeline.drift.categories import Categories
+from pipeline.drift.delays import Delays
 from pipeline.drift.psi import PSI
 from pipeline.drift.watch import Drift
 from pipeline.executor import Eager, Training
@@ -87,7 +88,7 @@ def learner_stages(state: State) -> list[Stage]:
 
 
 def _block_calls() -> tuple[tuple[Any, str], ...]:
-    return (pipeline.drift.watch, "take_rows"), (pipeline.drift.watch, "close_detectors")
+    return (pipeline.drift.watch, "take_rows"), (pipeline.drift.watch, "close_detectors"), (Delays, "observe")
 
 
 def _slab_calls() -> Iterator[tuple[Any, str]]:

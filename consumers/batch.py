@@ -26,6 +26,7 @@ class Examples:
     columns: Mapping[str, npt.NDArray[Any]]  # by row: features [C] and weight; event_time and scores [S] of the feature
     final: bool = True
     factor_N: Float32s | None = None  # of their weights; None: 1
+    sent: bool = True  # else nobody has sent these labels
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -40,6 +41,7 @@ class Examples:
             self.columns,
             self.final,
             factor_N[chosen_N],
+            self.sent,
         )
 
     def take(self, name: str, rows: slice = slice(None), out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
@@ -61,6 +63,7 @@ class Batch:
     event_time_B: Int64s
     rows: int
     age_B: Int64s | None = None  # as in `Examples`; None where nobody knows
+    sent_B: npt.NDArray[np.bool_] | None = None  # likewise; None: all
 
 
 class Batcher:
@@ -72,6 +75,7 @@ class Batcher:
         self._weights_B = np.zeros(size, np.float32)
         self._scores_BS = np.zeros((size, score_width), np.float32)
         self._event_time_B, self._age_B = np.zeros(size, np.int64), np.zeros(size, np.int64)
+        self._sent_B = np.zeros(size, np.bool_)
         self.size = size
         self.filled = 0
 
@@ -83,7 +87,7 @@ class Batcher:
             source, target = slice(taken, taken + count), slice(self.filled, self.filled + count)
             self._labels_B[target] = examples.labels_N[source]
             examples.take("features", source, self._features_BC[target])
-            self._age_B[target] = examples.age_N[source]
+            self._age_B[target], self._sent_B[target] = examples.age_N[source], examples.sent
             examples.take("weight", source, self._weights_B[target])
             if examples.factor_N is not None:
                 with np.errstate(over="ignore"):  # the step refuses what is not finite
@@ -109,6 +113,7 @@ class Batcher:
                 self._event_time_B,
                 rows,
                 self._age_B,
+                self._sent_B,
             )
 
     @property
@@ -134,4 +139,5 @@ class Batcher:
             "scores": self._scores_BS,
             "event_time": self._event_time_B,
             "age": self._age_B,
+            "sent": self._sent_B,
         }

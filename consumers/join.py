@@ -318,7 +318,7 @@ class Join:
     ) -> Examples:
         """Rows as examples whose label nobody has sent."""
         labels_N, age_N = np.zeros(len(row_N), np.float32), np.full(len(row_N), age_ms)
-        return Examples(row_N, labels_N, age_N, assumed_N, self._tables[Side.FEATURES].columns, final)
+        return Examples(row_N, labels_N, age_N, assumed_N, self._tables[Side.FEATURES].columns, final, sent=False)
 
 
 def _event_rows(events: Events) -> EventRows:

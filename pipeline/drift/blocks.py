@@ -28,7 +28,6 @@ class Rows(NamedTuple):
     features_RC: Float32s
     scores_RS: Float32s
     labels_R: Float32s
-    late_R1: Float32s  # log2(1 + ms) that the label took
     number_R: Int64s  # how many were learned with it
     time_R: Int64s  # event time, in ms
 
@@ -44,7 +43,6 @@ class Settled(NamedTuple):
     """Which detectors know what is usual; the others' rows are kept elsewhere."""
 
     inputs: bool
-    delays: bool
     outcomes: bool
 
 
@@ -52,7 +50,6 @@ class Beyond(NamedTuple):
     """How far a block is beyond what is usual, as a multiple of what is critical; 0 where that is not known."""
 
     inputs: float
-    delays: float
     outcomes: float
 
 
@@ -60,7 +57,6 @@ class Watched(NamedTuple):
     """All that rows are added to."""
 
     inputs: Columns
-    delays: Columns
     reference: Model
     outcomes: Outcome
     place: Place
@@ -72,16 +68,17 @@ def plain(names: tuple[Any, ...]) -> Plain:
 
 
 @njit_merged
-def _columns(plain_columns: Plain) -> Columns:
+def named_columns(plain_columns: Plain) -> Columns:
+    """The opposite of `plain`."""
     at, centre_F, scale_F, edges_EF, counters, means, standard_FB, rounded_FB = plain_columns
     return Columns(Layout(*at), centre_F, scale_F, edges_EF, counters, Windows(*means), standard_FB, rounded_FB)
 
 
 @njit_merged
 def _watched(plain_watched: Plain) -> Watched:
-    inputs, delays, reference, (kind, classes, at, centre_scale_2, means), place = plain_watched
+    inputs, reference, (kind, classes, at, centre_scale_2, means), place = plain_watched
     outcomes = Outcome(kind, classes, Places(*at), centre_scale_2, Windows(*means))
-    return Watched(_columns(inputs), _columns(delays), Model(*reference), outcomes, Place(*place))
+    return Watched(named_columns(inputs), Model(*reference), outcomes, Place(*place))
 
 
 @njit_cached
@@ -93,14 +90,14 @@ def take_rows(
     Ends behind the first block of which there is something to say; returns where, and the last block's `Beyond`.
     """
     rows, watched, settled = Rows(*plain_rows), _watched(plain_watched), Settled(*plain_settled)
-    at, beyond = start, (0.0, 0.0, 0.0)
+    at, beyond = start, (0.0, 0.0)
     while at < stop:
         end = min(stop, at + BLOCK_ROWS - watched.place.rows_1[0] % BLOCK_ROWS)
         _take(rows, watched, settled, at, end)
         at = end
         if watched.place.rows_1[0] % BLOCK_ROWS == 0 and (at < stop or close_last):
             beyond = _close(watched, settled)
-            if beyond[0] > 1 or beyond[1] > 1 or beyond[2] > ERROR_CRITICAL:
+            if beyond[0] > 1 or beyond[1] > ERROR_CRITICAL:
                 break
     return at, beyond
 
@@ -112,11 +109,10 @@ def close_detectors(plain_watched: Plain, plain_settled: Plain) -> Plain:
 
 
 @njit_cached
-def _close(watched: Watched, settled: Settled) -> tuple[float, float, float]:
+def _close(watched: Watched, settled: Settled) -> tuple[float, float]:
     inputs = close_columns(watched.inputs) if settled.inputs else 0.0
-    delays = close_columns(watched.delays) if settled.delays else 0.0
     outcomes = close_block(watched.outcomes.means, True) if settled.outcomes else 0.0
-    return inputs, delays, outcomes
+    return inputs, outcomes
 
 
 @njit_cached
@@ -131,10 +127,13 @@ def _take(rows: Rows, watched: Watched, settled: Settled, start: int, stop: int)
             count_outcomes(rows.scores_RS, labels_R, start, stop, watched.outcomes)
         else:
             learn(features_RC, labels_R, start, stop, standard_FB, watched.reference)
-    if settled.delays:
-        count_columns(rows.late_R1, start, stop, watched.delays)
-    place = watched.place
+    go_on(watched.place, rows.number_R, rows.time_R, start, stop)
+
+
+@njit_merged
+def go_on(place: Place, number_R: Int64s, time_R: Int64s, start: int, stop: int) -> None:
+    """Goes past rows `[start, stop)` of one block; notes its first one."""
     if place.rows_1[0] % BLOCK_ROWS == 0:
         block = place.rows_1[0] // BLOCK_ROWS % len(place.noted_B2)
-        place.noted_B2[block, 0], place.noted_B2[block, 1] = rows.number_R[start], rows.time_R[start]
+        place.noted_B2[block, 0], place.noted_B2[block, 1] = number_R[start], time_R[start]
     place.rows_1[0] += stop - start

@@ -25,8 +25,9 @@ from pipeline.drift import Alarm, Shift
 from pipeline.drift.blocks import ERROR_CRITICAL, Beyond, Rows, Settled, Watched, close_detectors, plain, take_rows
 from pipeline.drift.categories import Categories
 from pipeline.drift.concept import Concept
+from pipeline.drift.delays import Delays
 from pipeline.drift.inputs import Inputs
-from pipeline.drift.naming import Since, delay_alarm, input_alarm, outcome_alarm, psi_alarm
+from pipeline.drift.naming import Since, input_alarm, outcome_alarm, psi_alarm
 from pipeline.drift.numbers import chance
 from pipeline.drift.outcomes import CALIBRATION, ERRORS, LABEL, PREDICTION, Outcomes
 from pipeline.drift.psi import PSI
@@ -43,16 +44,9 @@ _RISE_DEVIATIONS = 4.0  # a rise is at least so many deviations of a mean, as fa
 _EFFECT_MIN = {LABEL: 0.0, PREDICTION: 0.1, CALIBRATION: 0.05}
 """A learner that learns changes its predictions a little all the time."""
 
-# Of labels' delays, in octaves:
-_OCTAVES_MIN = 0.5  # rows of a batch share much of theirs, so a window holds few of them
-_OCTAVES_NOTABLE = 0.4  # of what is critical: the mean is said even where it was a share that has moved
-_OCTAVES_DEVIATION = 2.0  # at least: where all delays are alike, others still lie within the 4 that are told apart
-
 _QUIET, _RISE_WAITS, _OUTCOME_WAITS = range(3)
 """Slots of `counters`: rows since the last rise or restart; blocks that an alarm of the error must wait; those that
 one of labels, predictions or calibration must."""
-
-_NEVER_LATE_R1 = np.zeros((0, 1), np.float32)
 
 
 class Rise(NamedTuple):
@@ -69,7 +63,6 @@ class Rise(NamedTuple):
 class _Passage:
     """How far the batch at hand has come."""
 
-    late: bool = False  # whether it is known how late its labels were
     stop: int = 0  # rows that were taken
     psi_from: int = 0  # rows that PSI has or need not have
 
@@ -86,8 +79,7 @@ class Drift:
         self._inputs = Inputs(numeric, categorical, settle_rows=config.settle_rows, p=config.drift_p)
         self._outcomes = Outcomes(kind, classes, settle_rows=4 * config.settle_rows, p=config.drift_p)
         self._passage = _Passage()
-        octaves = {"deviation_min": _OCTAVES_DEVIATION, "notable": _OCTAVES_NOTABLE}
-        self._delays = Inputs(1, 0, settle_rows=config.settle_rows, p=config.drift_p, **octaves)
+        self._delays = Delays(settle_rows=config.settle_rows, p=config.drift_p)
         self._reference = Reference(kind, classes, numeric, categorical)
         self._psi = PSI(numeric, categorical, reference_rows=config.reference_rows, threshold=config.psi_threshold)
         self._categories = Categories([column.buckets for column in features.categorical])
@@ -95,7 +87,7 @@ class Drift:
         self._since = Since()
         self._rise_5 = np.full(len(Rise._fields), np.inf)  # the last `Rise`, to which any error is a low one at first
         detectors = self._reference.arrays, self._outcomes.arrays, self._since.arrays
-        self._watched = plain(Watched(self._inputs.arrays, self._delays.arrays, *detectors))
+        self._watched = plain(Watched(self._inputs.arrays, *detectors))
 
     @property
     def unknown_categories(self) -> int:
@@ -108,7 +100,8 @@ class Drift:
         Args:
             batch: its rows of positive weight are watched, in order.
             rows_trained: rows trained so far, its own included.
-            late_B: ms that its labels came after their features, by the event times of both; None: not watched.
+            late_B: ms that its labels came after their features, by the event times of both, where they were sent;
+                None: not watched.
         """
         real_R, rises = self._concept.update(batch)
         if not len(real_R):
@@ -117,10 +110,12 @@ class Drift:
         features_RC, scores_RS, labels_R = batch.features_BC[rows], batch.scores_BS[rows], batch.labels_B[rows]
         self._categories.update(features_RC)
         number_R, time_R = np.maximum(rows_trained - batch.rows + 1 + real_R, 0), batch.event_time_B[rows]
-        at = self._passage = _Passage(late=late_B is not None)
-        late_R1 = _octaves(late_B[rows]) if late_B is not None else _NEVER_LATE_R1
-        taken = Rows(features_RC, scores_RS, labels_R, late_R1, number_R, time_R)
+        at = self._passage = _Passage()
+        taken = Rows(features_RC, scores_RS, labels_R, number_R, time_R)
         alarms: list[Alarm] = []
+        if late_B is not None:
+            sent_R = slice(None) if batch.sent_B is None else batch.sent_B[rows]
+            alarms += self._delays.observe(late_B[rows][sent_R], number_R[sent_R], time_R[sent_R])
         while at.stop < len(real_R):
             full = at.psi_from + self._psi.to_go  # where the window of PSI is
             stops = {full, *(rise.row + 1 for rise in rises[:1])}
@@ -133,7 +128,7 @@ class Drift:
             if self._since.block_to_go == BLOCK_ROWS:
                 alarms += self._on_block(beyond if closed else self._close())
         self._psi.update(features_RC[at.psi_from :])
-        return alarms
+        return sorted(alarms, key=lambda alarm: alarm.row)
 
     def _take(self, rows: Rows, stop: int, *, close_last: bool) -> tuple[Beyond, bool]:
         """Gives rows to all detectors but PSI, whose windows are longer: until `stop`, or a block that says something.
@@ -144,8 +139,7 @@ class Drift:
         at, settled = self._passage, self._settled()
         start = at.stop
         waits = self._counters[_RISE_WAITS] or self._counters[_OUTCOME_WAITS]
-        calm = settled.outcomes and settled.delays == at.late and not waits
-        if not calm:
+        if not settled.outcomes or waits:
             stop, close_last = min(stop, start + self._since.block_to_go), False
         at.stop, beyond = take_rows(plain(rows), self._watched, plain(settled), start, stop, close_last)
         taken = slice(start, at.stop)
@@ -153,21 +147,17 @@ class Drift:
             self._inputs.keep(rows.features_RC[taken])
         if not settled.outcomes:
             self._outcomes.keep(rows.labels_R[taken])
-        if at.late and not settled.delays:
-            self._delays.keep(rows.late_R1[taken])
         self._since.here = int(rows.number_R[at.stop - 1]), int(rows.time_R[at.stop - 1])
         self._counters[_QUIET] += at.stop - start
         return Beyond(*beyond), close_last or at.stop < stop
 
     def _settled(self) -> Settled:
-        return Settled(self._inputs.settled, self._passage.late and self._delays.settled, self._outcomes.settled)
+        return Settled(self._inputs.settled, self._outcomes.settled)
 
     def _close(self) -> Beyond:
         """Tests after a block."""
         settled = self._settled()
         beyond = Beyond(*close_detectors(self._watched, plain(settled)))
-        if self._passage.late and not settled.delays:
-            self._delays.settle()
         if not settled.inputs:
             self._inputs.settle()
         if self._inputs.settled and not settled.outcomes:
@@ -199,15 +189,14 @@ class Drift:
 
     def state(self) -> dict[str, Arrays]:
         parts = self._concept.state() | self._inputs.state() | self._outcomes.state() | self._reference.state()
-        parts |= {f"delay_{name}": part for name, part in self._delays.state().items()}
-        return parts | {"psi": self._psi.state(), "drift": self._own_state()}
+        return parts | self._delays.state() | {"psi": self._psi.state(), "drift": self._own_state()}
 
     def restore(self, parts: Mapping[str, Arrays]) -> None:
         self._concept.restore(parts)
         self._inputs.restore(parts)
         self._outcomes.restore(parts)
         self._reference.restore(parts)
-        self._delays.restore({name.removeprefix("delay_"): part for name, part in parts.items() if "delay_" in name})
+        self._delays.restore(parts)
         self._psi.restore(parts.get("psi", {}))
         fill(self._own_state(), parts.get("drift", {}))
 
@@ -252,15 +241,6 @@ class Drift:
         return self._suspect(BLOCK_ROWS - self._since.block_to_go or BLOCK_ROWS)
 
     def _on_block(self, beyond: Beyond) -> list[Alarm]:
-        late: list[Alarm] = []
-        if beyond.delays > 1:
-            alarm = delay_alarm(self._delays, self._since)
-            if abs(alarm.effect) >= _OCTAVES_MIN:
-                self._delays.restart()
-                late = [alarm]
-        return late + self._on_block_of_rows(beyond)
-
-    def _on_block_of_rows(self, beyond: Beyond) -> list[Alarm]:
         counters = self._counters
         if beyond.inputs > 1:
             alarm = input_alarm(self._inputs, self._names, self._since)
@@ -319,9 +299,3 @@ class Drift:
             self._restart()
         self._restart_outcomes()
         return alarm
-
-
-def _octaves(late_R: Int64s) -> Float32s:
-    """Of how many ms it is, as [R, 1]."""
-    octaves_R1: Float32s = np.log2(1 + np.maximum(late_R, 0)).astype(np.float32)[:, None]
-    return octaves_R1

@@ -103,16 +103,17 @@ def test_of_the_negatives_a_share_is_learned_by_key_and_weighs_as_much_as_all() 
 
 
 class Watched:
-    """A story whose bookings are written down: event time, label and age of each."""
+    """A story whose bookings are written down: event time, label, age of each and whether the label was sent."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, **join: Any) -> None:
-        self.booked: list[tuple[int, float, int]] = []
+        self.booked: list[tuple[int, float, int, bool]] = []
         self.story = Story(folder, join={**POLICY, **join})
         observe = Monitor.observe
 
         def noting(monitor: Monitor, batch: Batch, *rest: Any) -> Any:
             assert batch.age_B is not None
-            columns = (batch.event_time_B, batch.labels_B, batch.age_B)
+            assert batch.sent_B is not None
+            columns = (batch.event_time_B, batch.labels_B, batch.age_B, batch.sent_B)
             self.booked += zip(*(column[: batch.rows].tolist() for column in columns), strict=True)
             return observe(monitor, batch, *rest)
 
@@ -134,12 +135,12 @@ def test_each_score_is_booked_once_with_its_true_label_never_with_the_assumed_on
 ) -> None:
     watched, known = Watched(tmp_path, monkeypatch), truth()
     counts = watched.story.live()["counts"]
-    booked = {time: (label, age) for time, label, age in watched.booked}
+    booked = {time: found for time, *found in watched.booked}
     waiting = known.keys() - booked.keys()
     assert len(booked) == len(watched.booked) == counts["examples"]["booked"] > 0.95 * ROWS
     assert all(known[time][1] > 1000 for time in waiting), "their label came too late, and time stood still"
     for time, found in booked.items():
-        assert found == (known[time] if known[time][1] <= 1000 else (0.0, 1000))
+        assert found == ([*known[time], True] if known[time][1] <= 1000 else [0.0, 1000, False])
     made = counts["examples"]
     assert made["corrected"] > 100 < made["confirmed"]
     assert 0 <= made["assumed"] - made["corrected"] - made["confirmed"] <= len(waiting)

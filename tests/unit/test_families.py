@@ -221,6 +221,25 @@ def test_labels_that_were_all_equally_late_and_come_later_are_noticed() -> None:
     assert 3 < alarm.effect < np.log2(100)
 
 
+@pytest.mark.parametrize("change", [late, None])
+def test_a_label_that_nobody_sent_has_no_delay(change: Callable[[Rows], None] | None) -> None:
+    """Of negatives that expiry fills in only positives have one; how many these are is another matter."""
+    rows, found, states = Rows(), [], []
+    if change:
+        change(rows)
+    sent = rows.rng.random(ROWS) < np.where(rows.new, 0.6, 0.3)
+    given_up = np.where(sent, rows.late_ms, 86_400_000)
+    for cuts in ([0, ROWS], [*range(0, ROWS, 100), ROWS]):
+        drift, delays = rows.drift(), []
+        for (batch, trained), (a, b) in zip(rows.batches(cuts), pairwise(cuts), strict=True):
+            delays += drift.observe(replace(batch, sent_B=sent[a:b]), trained, given_up[a:b])
+        found.append([alarm for alarm in delays if alarm.family == "label_delay"])
+        states.append(repr(drift.state()))
+    assert found[0] == found[1]
+    assert states[0] == states[1]
+    assert [round(2**alarm.effect) for alarm in found[0]] == ([3] if change else [])
+
+
 @pytest.mark.parametrize("factor", [3, 1e30])
 @pytest.mark.parametrize("kind", ["binary", "multiclass"])
 def test_scores_that_are_no_probabilities_count_as_the_nearest_ones(kind: str, factor: float) -> None:
