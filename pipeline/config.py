@@ -114,10 +114,8 @@ class LearnerConfig(OptionsConfig):
     classes: int = Field(default=2, ge=2, le=CLASSES_MAX)
     batch_size: int = Field(default=1024, ge=2, le=2**20)  # of the bank: BANK_BATCH_SIZE, if it is left out
     batch_wait: DurationMs = 1000
-    hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = (
-        256,
-        128,
-    )  # this and the next two: the MLP's; a task of one's own may use them
+    # This and the next two are the MLP's; a task of one's own may use them.
+    hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = (256, 128)
     embedding: int = Field(default=8, ge=1, le=1024)
     learning_rate: float = Field(default=1e-3, gt=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -91,13 +91,12 @@ class Descent:
     def document(self) -> dict[str, Any]:
         saved = self.optimizer.state_dict()
         parts = {name: part.document() for name, part in self._parts.items()}
-        numbers = {str(index): plain for index, slots in saved["state"].items() if (plain := _plain(slots))}
-        slots = {"slots": numbers} if numbers else {}  # of torch's own optimizers they are tensors
-        return {"param_groups": [_plain(group) for group in saved["param_groups"]], **slots, **parts}
+        numbers = {str(index): _plain(slots) for index, slots in saved["state"].items()}
+        return {"param_groups": [_plain(group) for group in saved["param_groups"]], "slots": numbers, **parts}
 
     def restore(self, arrays: Mapping[str, np.ndarray], document: Mapping[str, Any]) -> None:
         self.executor.forget()
-        slots: dict[int, dict[str, Any]] = {int(i): dict(plain) for i, plain in document.get("slots", {}).items()}
+        slots: dict[int, dict[str, Any]] = {int(i): dict(plain) for i, plain in document["slots"].items()}
         for name, tensor in tensors_of("optimizer.", arrays).items():
             index, _, slot = name.partition(".")
             slots.setdefault(int(index), {})[slot] = tensor
@@ -128,8 +127,10 @@ def _optimizer(task: Task, trained: nn.Module, name: str) -> torch.optim.Optimiz
 
 def _plain(group: dict[str, Any]) -> dict[str, Any]:
     """What of a parameter group, or of a parameter's state, JSON can hold."""
-    return {
-        name: value
-        for name, value in group.items()
-        if value is None or isinstance(value, bool | int | float | str | list)
-    }
+    return {name: value for name, value in group.items() if _is_plain(value)}
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.lineage import check_lineage
 from pipeline.releaser import HOLDING, released
@@ -35,6 +35,7 @@ class Effects:
         self._store = store
         self._tell = tell
         self._sent: str | None = None
+        self._told: set[str] = set()  # alarms that the webhook has taken, of the snapshot that is at hand
         self._registry: tuple[object, Registry] | None = None
         self._checked: object = None  # the registry at which our lineage was looked up
         self._resumed: set[str] = set()
@@ -79,28 +80,42 @@ class Effects:
             self._tell(f"registered version {number} of {manifest['name']}: {manifest['rows_trained']:,} rows")
 
     def alarms(self, manifest: Manifest) -> None:
-        """Tells the webhook of every alarm. One that comes again has the same id."""
+        """Tells the webhook of every alarm; one that it refuses holds up none. One that comes again has the same id."""
         address = self._newest()["config"]["on_drift"]["webhook"]
-        if address and (alarms := self._owed(manifest, "alarms")):
-            from pipeline.webhook import post
+        if address and (alarms := self._untold(manifest)):
+            from pipeline.webhook import RefusedError, post
 
-            lineage = manifest["lineage"]
-            for alarm in json.loads(alarms):
-                identity = f"{lineage}-{alarm['row']}-{alarm['family']}"  # at a row a family has one alarm at most
-                post(address, {"id": identity, "name": manifest["name"], "lineage": lineage, **alarm})
+            refusal = None
+            for alarm in alarms:
+                try:
+                    post(address, alarm)
+                    self._told.add(alarm["id"])
+                except RefusedError as error:
+                    refusal = error
+            if refusal is not None:
+                raise refusal
+        self._told.clear()
+
+    def _untold(self, manifest: Manifest) -> list[dict[str, Any]]:
+        """The alarms of a snapshot that the webhook has not taken from this process, as it gets them."""
+        lineage, alarms = manifest["lineage"], json.loads(self._owed(manifest, "alarms") or b"[]")
+        same = {"name": manifest["name"], "lineage": lineage}
+        # At a row a family has one alarm at most.
+        documents = [{"id": f"{lineage}-{alarm['row']}-{alarm['family']}", **same, **alarm} for alarm in alarms]
+        return [document for document in documents if document["id"] not in self._told]
 
     def alarms_given_up(self, manifest: Manifest) -> int:
         """How many alarms are given up now that the webhook has failed again; 0: they wait.
 
         They wait for an hour after their snapshot was committed, or until the snapshots that are kept for them alone
-        take more than `snapshot.owed_max`. Each was tried at least once.
+        take more than `snapshot.owed_max`. Those that it took are none of them.
         """
         settings, until = self._newest()["config"]["snapshot"], released(self._state_dir, HOLDING)
         kept = (n for n in self._store.sequences() if manifest["sequence"] <= n <= until)
         overdue = time.time_ns() // 10**6 - manifest["committed_ms"] > _ALARMS_WAIT_MS
         if not overdue and sum(self._store.manifest(n)["owed_bytes"] for n in kept) <= settings["owed_max"]:
             return 0
-        return len(json.loads(self._owed(manifest, "alarms") or b"[]"))
+        return len(self._untold(manifest))
 
     def mirror(self, manifest: Manifest) -> None:
         """Brings the mirror up to date: at each anchor, and once in the life of this process."""

@@ -18,12 +18,14 @@ def rehearse(training: Training, scorer: Scorer, task: Task, job: JobConfig, dev
 
     Raises ConfigError if something fails, has the wrong shape, or leaves nothing to learn from.
     """
-    states, buffers = generators(device), training.copy_of_buffers()
+    modules = {training.module, scorer.module}  # one, unless an average is scored
+    states, kept = generators(device), [(b, b.clone()) for module in modules for b in module.buffers()]
     try:
         _score(scorer, task, job, device)
         _learn(training, task, job, device)
     finally:
-        training.set_buffers(buffers)
+        for buffer, before in kept:
+            buffer.copy_(before)
         training.end()
         set_generators(states, device)
 

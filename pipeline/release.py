@@ -186,8 +186,9 @@ class Service:
 
     def _failed(self, sink: Sink, manifest: Manifest, error: Exception) -> None:
         line, what = _one_line(error), f"{sink.name} of snapshot {manifest['sequence']}"
-        # Only what the webhook says is given up: its own blob may be damaged, and that is for a person to see.
-        unheard = sink is self._webhook and isinstance(error, DependencyError)
+        # Only what the webhook says is given up: its own blob may be damaged, and that is for a person to see. And not
+        # at the first failure of this process, which may have begun long after the alarm was raised.
+        unheard = sink is self._webhook and isinstance(error, DependencyError) and sink.pause_s >= _BACKOFF_S[1]
         if unheard and (given_up := self._effects.alarms_given_up(manifest)):
             self._tell("line", f"{given_up} {what} are given up: {line}")
             self._alarms_given_up += given_up

@@ -208,7 +208,9 @@ def _place(error: Exception) -> str:
 
 def label_rule_of(job: JobConfig) -> LabelRule:
     """Which labels the job takes. One that no class has would break every step with it, whoever's loss it is."""
-    if build_scoring(job).kind == "multiclass":
+    with torch.random.fork_rng(devices=[]):  # a constructor may draw, and the generator is part of S
+        kind = build_scoring(job).kind
+    if kind == "multiclass":
         return LabelRule(kind="class", classes=job.learner.classes)
     return label_rule(job.learner)
 

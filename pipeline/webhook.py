@@ -12,10 +12,14 @@ from consumers.errors import DependencyError
 _TIMEOUT_S = 5.0
 
 
+class RefusedError(DependencyError):
+    """The webhook answers, and has not taken this document; it may take another."""
+
+
 def post(address: str, document: dict[str, Any]) -> None:
     """POSTs a document with an `id`, as JSON; the id is also the request's Idempotency-Key.
 
-    Raises DependencyError unless the answer is a success: then it has to be sent again.
+    Raises RefusedError or DependencyError unless the answer is a success: then it has to be sent again.
     """
     headers = {"Content-Type": "application/json", "Idempotency-Key": document["id"]}
     request = Request(address, json.dumps(document).encode(), headers, method="POST")
@@ -23,7 +27,7 @@ def post(address: str, document: dict[str, Any]) -> None:
         with urlopen(request, timeout=_TIMEOUT_S):
             pass
     except HTTPError as error:
-        raise DependencyError(f"on_drift.webhook answered {error.code} {error.reason}") from error
+        raise RefusedError(f"on_drift.webhook answered {error.code} {error.reason}") from error
     except (URLError, OSError) as error:
         reason = error.reason if isinstance(error, URLError) else error
         raise DependencyError(f"on_drift.webhook does not answer ({reason})") from error

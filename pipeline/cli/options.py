@@ -39,11 +39,22 @@ def add_accept_bad_option(parser: argparse.ArgumentParser) -> None:
     """`--accept-bad N`."""
     parser.add_argument(
         "--accept-bad",
-        type=int,
+        type=_records,
         default=0,
         metavar="N",
         help="let the next N bad records pass to the dead letters without holding the job",
     )
+
+
+def _records(text: str) -> int:
+    """Raises ArgumentTypeError unless it says how many records."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = -1
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is no number of records: give 0 or more")
+    return number
 
 
 def load_job(args: argparse.Namespace) -> JobConfig:

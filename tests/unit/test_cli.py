@@ -113,6 +113,12 @@ class TestMain:
             main(argv)
         assert caught.value.code == 2
 
+    @pytest.mark.parametrize("number", ["-5", "1.5", "many"])
+    def test_records_that_may_be_bad_are_a_whole_number(self, number: str, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit, match="2"):
+            main(["run", "-c", "job.toml", "--accept-bad", number])
+        assert f"--accept-bad: {number} is no number of records: give 0 or more" in capsys.readouterr().err
+
     def test_the_version_is_shown(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as caught:
             main(["--version"])

@@ -147,6 +147,42 @@ def test_it_leaves_no_trace(monkeypatch: pytest.MonkeyPatch, options: dict[str, 
     assert digest(Learner(job("Linear", **options))) == rehearsed
 
 
+class Counting(nn.Linear):
+    """Counts how often it was asked, scoring included."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 1)
+        self.register_buffer("asked", torch.zeros(1))
+
+    def forward(self, features_NC: Tensor) -> Tensor:
+        self.asked += 1
+        return super().forward(features_NC)
+
+
+class CountingTask(Binary):
+    def module(self) -> nn.Module:
+        return Counting()
+
+
+@pytest.mark.parametrize("options", [{}, {"average": 0.9}])
+def test_nor_in_a_module_that_changes_as_it_scores(options: dict[str, Any]) -> None:
+    learner = Learner(job("CountingTask", **options))
+    assert learner.module.asked == 0
+    assert not any(array.any() for name, array in learner.state().items() if name.endswith("asked"))
+
+
+class Drawing(Linear):
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.start = torch.rand(1)
+
+
+def test_asking_for_the_labels_draws_nothing_from_the_generator_that_is_part_of_s() -> None:
+    before = torch.get_rng_state()
+    label_rule_of(job("Drawing"))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_label_that_no_class_has_is_bad_input_whoever_s_task_it_is() -> None:
     """The loss would raise at it, in this life and in each one after."""
     assert label_rule_of(job("Narrow", classes=3)) == LabelRule(kind="class", classes=3)
@@ -164,6 +200,7 @@ class Slowing(torch.optim.Optimizer):
             for parameter in [p for p in group["params"] if p.grad is not None]:
                 state = self.state[parameter]
                 state["steps"], state["scale"] = state.get("steps", 0) + 1, state.get("scale", 1.0) * 0.97
+                state["norms"] = [float(parameter.grad.norm())]
                 parameter.data.add_(parameter.grad, alpha=-group["lr"] * state["scale"] / state["steps"] ** 0.5)
 
 
@@ -185,4 +222,4 @@ def test_numbers_of_an_optimizer_are_numbers_again() -> None:
     resumed.restore({name: np.copy(array) for name, array in learner.state().items()}, learner.document())
     states = [list(each.method.optimizer.state.values()) for each in (learner, resumed)]  # type: ignore[attr-defined]
     assert states[0] == states[1]
-    assert {type(value) for value in states[1][0].values()} == {int, float}
+    assert {type(value) for value in states[1][0].values()} == {int, float, list}

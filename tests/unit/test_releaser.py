@@ -15,6 +15,7 @@ from pipeline import releaser
 from pipeline.release import Service, Sink, _one_line
 from pipeline.releaser import HOLDING, SINKS, Releaser, released, replace_file
 from pipeline.store import LocalStore, Manifest
+from pipeline.webhook import RefusedError
 
 
 class Trainer:
@@ -104,7 +105,8 @@ def test_alarms_that_no_webhook_takes_are_given_up_and_counted(
     service: Service, trainer: Trainer, tmp_path: Path, waited_ms: int, kept_bytes: int, others: int, given_up: int
 ) -> None:
     store, now_ms = LocalStore(tmp_path), time.time_ns() // 10**6
-    manifest = {"config": {"snapshot": {"owed_max": 500}}, "committed_ms": now_ms - waited_ms, "released": -1}
+    config = {"snapshot": {"owed_max": 500}, "on_drift": {"webhook": "http://nobody"}}
+    manifest = {"config": config, "committed_ms": now_ms - waited_ms, "released": -1, "name": "n", "lineage": "l"}
     owed = {"alarms": store.put([json.dumps(ALARMS).encode()])}
     store.commit(2, {**manifest, "sequence": 2, "owed": owed, "owed_bytes": kept_bytes})
     for sink in HOLDING:
@@ -114,6 +116,7 @@ def test_alarms_that_no_webhook_takes_are_given_up_and_counted(
         raise DependencyError("on_drift.webhook answered 503")
 
     sink = sink_that(service, "alarms", fails)
+    sink.pause_s = 30.0
     service._attempt(sink, 2)
     what = "2 alarms of snapshot 2 are given up" if given_up else "alarms of snapshot 2 wait (training goes on)"
     assert trainer.told == [("line", f"{what}: on_drift.webhook answered 503")]
@@ -122,6 +125,54 @@ def test_alarms_that_no_webhook_takes_are_given_up_and_counted(
     again = Service(tmp_path, trainer)  # type: ignore[arg-type]
     again._write_status()
     assert status(tmp_path)["alarms"]["given_up"] == given_up
+
+
+def waiting_alarms(tmp_path: Path) -> None:
+    """Snapshot 2 owes ALARMS since two hours."""
+    store = LocalStore(tmp_path)
+    config = {"snapshot": {"owed_max": 500}, "on_drift": {"webhook": "http://nobody"}}
+    manifest = {"config": config, "committed_ms": time.time_ns() // 10**6 - 2 * HOUR_MS, "released": -1}
+    owed = {"alarms": store.put([json.dumps(ALARMS).encode()])}
+    named = {"name": "n", "lineage": "l", "sequence": 2, "owed": owed, "owed_bytes": 100}
+    store.commit(2, {**manifest, **named})
+
+
+def test_no_alarm_is_given_up_at_the_first_failure_of_a_process_that_has_just_begun(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job was stopped overnight, and the network comes up after it."""
+    waiting_alarms(tmp_path)
+
+    def away(address: str, document: dict[str, Any]) -> None:
+        raise DependencyError("on_drift.webhook does not answer")
+
+    monkeypatch.setattr("pipeline.webhook.post", away)
+    sink = next(sink for sink in service._sinks if sink.name == "alarms")
+    tried_s = 0.0
+    while sink.released < 2:
+        tried_s += sink.pause_s
+        service._attempt(sink, 2)
+    assert 60 < tried_s < 65
+    assert status(tmp_path)["alarms"]["given_up"] == 2
+
+
+def test_an_alarm_that_the_webhook_refuses_holds_up_no_other_and_alone_is_given_up(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting_alarms(tmp_path)
+    taken: list[str] = []
+
+    def refuses_the_first(address: str, document: dict[str, Any]) -> None:
+        if document["row"] == 7:
+            raise RefusedError("on_drift.webhook answered 400 Bad Request")
+        taken.append(document["id"])
+
+    monkeypatch.setattr("pipeline.webhook.post", refuses_the_first)
+    sink = next(sink for sink in service._sinks if sink.name == "alarms")
+    while sink.released < 2:
+        service._attempt(sink, 2)
+    assert taken == ["l-9-concept"]
+    assert status(tmp_path)["alarms"]["given_up"] == 1
 
 
 def test_an_error_names_its_cause_and_no_password() -> None:
