@@ -17,7 +17,10 @@ FEATURES, LABELS = Partition("f", 0), Partition("l", 0)
 
 
 def job(state_dir: Path, *, embedding_rows: int = 0, **tables: Any) -> JobConfig:
-    """A job with 32 numeric columns, the plain MLP and Adam; with one categorical column if it has buckets."""
+    """A job with 32 numeric columns, the plain MLP and Adam; with one categorical column if it has buckets.
+
+    `tables` add to what it says, or replace it.
+    """
     document: dict[str, Any] = {
         "job": {"name": "recovery", "state_dir": str(state_dir)},
         "kafka": {"bootstrap.servers": "unused"},
@@ -53,7 +56,7 @@ def spans(config: JobConfig, waiting: int, *, shuffled: bool = False, span_rows:
     order_W = np.arange(whole)
     for first in range(0, 2**62, span_rows):
         features_NC = random.standard_normal((span_rows, config.features.columns), np.float32)
-        for column, categorical in enumerate(config.features.categorical, COLUMNS):
+        for column, categorical in enumerate(config.features.categorical, len(config.features.numeric)):
             features_NC[:, column] = random.integers(1, categorical.buckets, span_rows)
         times_N = np.arange(first, first + span_rows)
         yield _span(Side.FEATURES, first, times_N, times_N, features_NC)

@@ -121,14 +121,9 @@ def plain(results: Results) -> str:
     return "\n\n".join(parts)
 
 
-def waiting_rows(results: Results) -> str:
-    """`scaling`: when more rows wait."""
-    return plain(results["waiting"])
-
-
-def short_spans(results: Results) -> str:
-    """`scaling`: when fewer rows come at once."""
-    return plain(results["spans"])
+def plain_part(name: str) -> Callable[[Results], str]:
+    """Who writes one part of `scaling`."""
+    return lambda results: plain(results[name])
 
 
 def _cell(value: object) -> object:
@@ -262,8 +257,11 @@ PAGES: dict[str, Sections] = {
     "performance.md": {
         "full loop": ("throughput", "", full_loop),
         "way in": ("throughput", "", way_in),
-        "short spans": ("scaling", "spans", short_spans),
-        "waiting rows": ("scaling", "waiting", waiting_rows),
+        "short spans": ("scaling", "spans", plain_part("spans")),
+        "waiting rows": ("scaling", "waiting", plain_part("waiting")),
+        "features": ("scaling", "features", plain_part("features")),
+        "partitions": ("scaling", "partitions", plain_part("partitions")),
+        "readers": ("scaling", "readers", plain_part("readers")),
         "stall": ("recovery", "", stall),
         "latency": ("latency", "", latency),
         "memory": ("memory", "", memory),

@@ -1,4 +1,7 @@
-"""What a row costs when more rows wait, and when fewer come at once: CPU time on entries made in memory."""
+"""What a row costs when there is more of everything: rows that wait, short spans, columns, partitions, readers.
+
+CPU time on entries made in memory, and on real Kafka rows/s of the way in (`spread.py`).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from benchmarks import feed, report
+from benchmarks import feed, report, spread
 from benchmarks.ingest import apply
 from benchmarks.processes import ROOT, say
 from consumers.record import Entry, Float32s, Span
@@ -30,6 +33,10 @@ WAITING = (100_000, 1_000_000, 10_000_000)
 SPAN_ROWS = (1000, 100, 10, 1)
 SHORT_WAITING = 1000
 """How many rows a label is late where spans are short."""
+
+FEATURES = (8, 32, 128)
+FEATURES_WAITING = 100_000
+"""How many rows wait where the columns are counted."""
 
 WARM_UP_ROWS = 20_000
 
@@ -52,9 +59,19 @@ def with_waiting(waiting: int, rows: int) -> dict[str, float]:
 
     A label may be for any of them, and as many lie behind it in the window of duplicates: slabs come and go.
     """
+    return _joined_and_learned(waiting, feed.COLUMNS, rows)
+
+
+def with_features(columns: int, rows: int) -> dict[str, float]:
+    """The same with so many numeric columns, while FEATURES_WAITING rows wait."""
+    return _joined_and_learned(FEATURES_WAITING, columns, rows)
+
+
+def _joined_and_learned(waiting: int, columns: int, rows: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="evertrain-bench-") as folder:
         join = {"window": f"{2 * waiting + feed.SPAN_ROWS}ms", "memory": "16GiB"}
-        job = feed.job(Path(folder), join=join)
+        numeric = [f"f{number}" for number in range(columns)]
+        job = feed.job(Path(folder), join=join, features={"numeric": numeric})
         state = State(job, feed.positions(), NoLearner())  # type: ignore[arg-type]
         spans = feed.spans(job, waiting, shuffled=True)
         while state.positions[feed.FEATURES].next < 3 * waiting + 4 * job.join.slab_rows:
@@ -89,7 +106,11 @@ def _timed(state: State, spans: Iterator[Span], rows: int, use: Callable[[State,
     return (time.process_time() - began) * 2e6 / (len(entries) * len(first.events))
 
 
-MEASURES: dict[str, Callable[[int, int], dict[str, float]]] = {"waiting": with_waiting, "spans": with_spans}
+MEASURES: dict[str, Callable[[int, int], dict[str, float]]] = {
+    "waiting": with_waiting,
+    "spans": with_spans,
+    "features": with_features,
+}
 
 
 def medians(what: str, sizes: list[int], rows: int, repeat: int) -> Medians:
@@ -104,12 +125,12 @@ def medians(what: str, sizes: list[int], rows: int, repeat: int) -> Medians:
     return {size: {key: median(run[key] for run in found) for key in found[0]} for size, found in runs.items()}
 
 
-def waiting_rows(sizes: list[int], rows: int, repeat: int) -> dict[str, Any]:
-    """A table by the number of rows that wait."""
-    found = medians("waiting", sizes, rows, repeat)
-    records = [
+def joined_and_learned(what: str, column: str, sizes: list[int], rows: int, repeat: int) -> list[dict[str, Any]]:
+    """What a row costs that is joined, and one that is scored and learned, too: a record a size, which is `column`."""
+    found = medians(what, sizes, rows, repeat)
+    return [
         {
-            "rows_that_wait": size,
+            column: size,
             "joined_µs": round(costs["join"], 3),
             "joined_scored_learned_µs": round(costs["all"], 3),
             "times_the_first": round(costs["all"] / found[sizes[0]]["all"], 2),
@@ -117,7 +138,18 @@ def waiting_rows(sizes: list[int], rows: int, repeat: int) -> dict[str, Any]:
         }
         for size, costs in found.items()
     ]
+
+
+def waiting_rows(sizes: list[int], rows: int, repeat: int) -> dict[str, Any]:
+    """A table by the number of rows that wait."""
+    records = joined_and_learned("waiting", "rows_that_wait", sizes, rows, repeat)
     return {f"Rows that wait: CPU time a row, medians of {repeat}": records}
+
+
+def more_features(sizes: list[int], rows: int, repeat: int) -> dict[str, Any]:
+    """A table by the number of numeric columns."""
+    records = joined_and_learned("features", "numeric_columns", sizes, rows, repeat)
+    return {f"Features, while {FEATURES_WAITING:,} rows wait: CPU time a row, medians of {repeat}": records}
 
 
 def short_spans(sizes: list[int], rows: int, repeat: int) -> dict[str, Any]:
@@ -134,13 +166,35 @@ def short_spans(sizes: list[int], rows: int, repeat: int) -> dict[str, Any]:
     return {f"Rows in a span: CPU time a row of the default learner, medians of {repeat}": records}
 
 
+TABLES = {"waiting": waiting_rows, "spans": short_spans, "features": more_features}
+
+
+def measured(args: argparse.Namespace) -> dict[str, Any]:
+    """A table for each thing that grows or shrinks, by name; none where it is given no sizes."""
+    results: dict[str, Any] = {}
+    for name, table in TABLES.items():
+        if sizes := getattr(args, name):
+            results[name] = table(sizes, args.rows, args.repeat)
+    if args.partitions or args.readers:
+        results |= spread.tables(args.partitions, args.readers, args.rows, args.repeat)
+    return results
+
+
 def main() -> None:
-    """Prints a table for each thing that grows or shrinks; none where it is given no sizes."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
+    """Prints the tables, or, in a process of its own, what one of them measures."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scaling",
+        description=__doc__,
+        epilog="An option that is given no sizes skips its table.",
+    )
     parser.add_argument("--waiting", type=int, nargs="*", default=list(WAITING), help="rows that wait")
     parser.add_argument("--spans", type=int, nargs="*", default=list(SPAN_ROWS), help="rows in a span")
+    parser.add_argument("--features", type=int, nargs="*", default=list(FEATURES), help="numeric columns")
+    partitions, readers = list(spread.PARTITION_COUNTS), list(spread.READERS)
+    parser.add_argument("--partitions", type=int, nargs="*", default=partitions, help="of each topic; needs Kafka")
+    parser.add_argument("--readers", type=int, nargs="*", default=readers, help="reader processes; needs Kafka")
     parser.add_argument("--rows", type=int, default=400_000, help="measured each time; of --spans a twentieth")
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--repeat", type=int, default=3, help="how often the sizes take turns")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("-o", "--output", choices=("text", "json"), default="text")
     args = parser.parse_args()
@@ -148,11 +202,7 @@ def main() -> None:
         what, size = args.one
         print(json.dumps(MEASURES[what](int(size), args.rows)))
         return
-    results: dict[str, Any] = {}
-    if args.waiting:
-        results["waiting"] = waiting_rows(args.waiting, args.rows, args.repeat)
-    if args.spans:
-        results["spans"] = short_spans(args.spans, args.rows, args.repeat)
+    results = measured(args)
     text = "\n\n".join(report.plain(table) for table in results.values())
     print(json.dumps(results, indent=2) if args.output == "json" else text)
 

@@ -69,12 +69,15 @@ def label_events(chunk: Chunk) -> Table:
     return {"id": chunk.ids_N, "ts": FIRST_TIME_MS + chunk.ids_N + chunk.delays_N, "y": chunk.labels_N}
 
 
-def lots(rows: int) -> Iterator[Lot]:
-    """The events of both topics; those of a partition come in the order of event time, and the topics in step."""
-    held: dict[tuple[Side, int], list[Table]] = {(side, p): [] for side in Side for p in range(PARTITIONS)}
+def lots(rows: int, count: int = PARTITIONS) -> Iterator[Lot]:
+    """The events of both topics, each of `count` partitions.
+
+    Those of a partition come in the order of event time, and the topics in step.
+    """
+    held: dict[tuple[Side, int], list[Table]] = {(side, p): [] for side in Side for p in range(count)}
     for side, events in in_step(rows):
-        partition_N = partitions(events["id"])
-        for number in range(PARTITIONS):
+        partition_N = partitions(events["id"], count)
+        for number in range(count):
             here = held[side, number]
             here.append(taken(events, np.flatnonzero(partition_N == number)))
             if sum(len(part["id"]) for part in here) >= LOT_ROWS:
@@ -98,9 +101,9 @@ def in_step(rows: int) -> Iterator[tuple[Side, Table]]:
     yield Side.LABELS, waiting[0]
 
 
-def partitions(ids_N: Int64s) -> Int64s:
-    """The CRC-32 of the message key, as librdkafka's `consistent` partitioner has it."""
-    return np.array([zlib.crc32(key) for key in keys(ids_N)], np.int64) % PARTITIONS
+def partitions(ids_N: Int64s, count: int = PARTITIONS) -> Int64s:
+    """Which of `count` each goes to: the CRC-32 of the message key, as librdkafka's `consistent` partitioner has it."""
+    return np.array([zlib.crc32(key) for key in keys(ids_N)], np.int64) % count
 
 
 def keys(ids_N: Int64s) -> list[bytes]:

@@ -51,6 +51,9 @@ column = "y"
 window = "300s"
 slab_rows = 32768
 
+[stream]
+readers = {readers}
+
 [learner]
 kind = "{learner}"
 {model}
@@ -75,6 +78,8 @@ class Topics:
     bootstrap: str
     format: str
     prefix: str
+    partitions: int = PARTITIONS
+    """Of each topic."""
 
     def of(self, side: Side) -> str:
         """The topic of a side."""
@@ -97,7 +102,9 @@ class Topics:
         """Where the topics are, for a contender's command line."""
         return ["--bootstrap", self.bootstrap, "--features", self.features, "--labels", self.labels]
 
-    def write_job(self, directory: Path, identity: dict[str, str] | None = None, learner: str = "mlp") -> Path:
+    def write_job(
+        self, directory: Path, identity: dict[str, str] | None = None, learner: str = "mlp", readers: int = 1
+    ) -> Path:
         """Writes the job file whose state, schemas and model store lie in `directory`.
 
         `identity` names the fields with an event's key and time; empty: those are the record's own.
@@ -116,6 +123,7 @@ class Topics:
                 columns=json.dumps(COLUMNS),
                 dead_letters=self.dead_letters,
                 learner=learner,
+                readers=readers,
                 model=MODELS[learner],
                 **tables,
             )
@@ -136,7 +144,7 @@ class Topics:
             }
         )
         encode, sent = ENCODERS[self.format], dict.fromkeys(Side, 0)
-        for side, partition, events in lots(rows):
+        for side, partition, events in lots(rows, self.partitions):
             topic, values, times = self.of(side), encode(events), events["ts"].tolist()
             many = len(values) < len(times)
             names = [None] if many else keys(events["id"])
@@ -152,7 +160,7 @@ class Topics:
 
     def _records(self, side: Side) -> int:
         """How many records a fresh topic holds: the sum of its end offsets."""
-        wanted = {TopicPartition(self.of(side), number): OffsetSpec.latest() for number in range(PARTITIONS)}
+        wanted = {TopicPartition(self.of(side), number): OffsetSpec.latest() for number in range(self.partitions)}
         admin = AdminClient(
             {"bootstrap.servers": self.bootstrap, "log_level": 3}
         )  # a client that is let go never answers
@@ -166,11 +174,13 @@ def broker() -> Iterator[KafkaBroker]:
         yield running
 
 
-def make_topics(kafka: KafkaBroker, name: str, rows: int = 0, *, prefix: str = "benchmark") -> Topics:
+def make_topics(
+    kafka: KafkaBroker, name: str, rows: int = 0, *, prefix: str = "benchmark", partitions: int = PARTITIONS
+) -> Topics:
     """Topics of a format, with so many rows in them."""
-    topics = Topics(kafka.bootstrap, name, prefix)
+    topics = Topics(kafka.bootstrap, name, prefix, partitions)
     names = (topics.features, topics.labels, topics.dead_letters)
-    kafka.create_topics(dict.fromkeys(names, PARTITIONS), TOPIC_CONFIG)
+    kafka.create_topics(dict.fromkeys(names, partitions), TOPIC_CONFIG)
     if rows:
         began = time.monotonic()
         topics.fill(rows)

@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import delayed, drift, quality, report
+from benchmarks import delayed, drift, quality, report, scaling, spread
 from benchmarks.formats import ENCODERS, FORMATS, settings
 from benchmarks.naive import DECODERS
 from benchmarks.stream import COLUMNS, FIRST_TIME_MS, LOT_ROWS, PARTITIONS, chunks, joined, lots
+from benchmarks.topics import Topics
 from consumers.record import Events, Side, Span
 from pipeline.drift import Alarm
+from pipeline.jobfile import load
 
 ROWS = 20_000
 
 
-def test_the_topics_hold_every_row_once_and_each_partition_in_the_order_of_event_time() -> None:
-    parts = {(side, number): [] for side in Side for number in range(PARTITIONS)}
-    for side, partition, events in lots(ROWS):
+@pytest.mark.parametrize("count", [1, PARTITIONS, 16])
+def test_the_topics_hold_every_row_once_and_each_partition_in_the_order_of_event_time(count: int) -> None:
+    parts = {(side, number): [] for side in Side for number in range(count)}
+    for side, partition, events in lots(ROWS, count):
         parts[side, partition].append(events)
     for side in Side:
-        here = [joined(parts[side, number]) for number in range(PARTITIONS)]
+        here = [joined(parts[side, number]) for number in range(count)]
         assert sorted(np.concatenate([events["id"] for events in here])) == list(range(ROWS))
         assert all((np.diff(events["ts"]) >= 0).all() for events in here)
     sizes = [[len(events["id"]) for events in some] for some in parts.values()]
@@ -268,3 +273,51 @@ def test_a_label_comes_with_the_span_in_which_it_is_due_and_those_after_the_wind
         elif isinstance(entry, Span):
             reached = int(entry.events.event_time_N[-1])
     assert told == [row for row in range(500) if row % 3]
+
+
+def scaled(*arguments: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setattr("sys.argv", ["scaling", *arguments, "--rows", "2000", "--repeat", "3", "-o", "json"])
+    scaling.main()
+    return json.loads(capsys.readouterr().out)
+
+
+def test_more_columns_are_all_joined_and_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scaling, "FEATURES_WAITING", 2000)
+    few, many = (scaling.MEASURES["features"](columns, 10_000) for columns in (8, 128))
+    assert 0 < few["join"] < few["all"]
+    assert many["join_mib"] > 2 * few["join_mib"]
+
+
+def test_partitions_and_readers_take_turns_and_each_is_measured_on_topics_of_its_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[tuple[int, int, int]] = []
+
+    def way_in(topics: Topics, rows: int, readers: int) -> float:
+        turns.append((topics.partitions, readers, rows))
+        return 1000.0 * topics.partitions * readers + (len(turns) - 2) // 3
+
+    made: list[str] = []
+
+    def make_topics(_kafka: object, name: str, rows: int, *, prefix: str, partitions: int = PARTITIONS) -> Topics:
+        made.append(prefix)
+        return Topics("nowhere", name, prefix, partitions)
+
+    monkeypatch.setattr(spread, "broker", nullcontext)
+    monkeypatch.setattr(spread, "make_topics", make_topics)
+    monkeypatch.setattr(spread, "way_in", way_in)
+    sizes = ["--waiting", "--spans", "--features", "--partitions", "1", "4", "--readers", "1", "2"]
+    results = scaled(*sizes, capsys=capsys, monkeypatch=monkeypatch)
+    assert len(set(made)) == len(made) == 3, "warm-up, and one for each number of partitions"
+    assert turns[1:] == [(1, 1, 2000), (4, 1, 2000), (4, 2, 2000)] * 3
+    assert list(results) == ["partitions", "readers"], "no sizes, no table"
+    (partitions,), (readers,) = (results[name].values() for name in results)
+    assert [(line["partitions"], line["times_the_first"]) for line in partitions] == [(1, 1), (4, 4)]
+    assert [(line["readers"], line["rows_a_second"]) for line in readers] == [(1, 4001), (2, 8001)]
+    assert [readers[0][key] for key in ("slowest", "fastest")] == [4000, 4002]
+
+
+def test_a_job_file_asks_for_its_readers(tmp_path: Path) -> None:
+    for readers in (1, 2):
+        job = load(Topics("nowhere:9092", "json", "benchmark").write_job(tmp_path, readers=readers))
+        assert job.stream.readers == readers
