@@ -55,7 +55,7 @@ def _learn(training: Training, task: Task, job: JobConfig, device: torch.device)
     if not loss.requires_grad:
         raise ConfigError(f"learner.task = {name!r}: loss() depends on no parameter that learns")
     with blamed_on(name, "the gradient of loss()"):
-        loss.backward()  # type: ignore[no-untyped-call]
+        training.gradients(zeros_BC, zeros_B, zeros_B + 1)
 
 
 def _shown(value: object) -> str:

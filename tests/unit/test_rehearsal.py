@@ -69,6 +69,22 @@ class RaisingLoss(Linear):
         raise ValueError("shapes differ\nand more")
 
 
+class SparseGradient(Linear):
+    """Its norm cannot be taken."""
+
+    def module(self) -> nn.Module:
+        return Sparse()
+
+
+class Sparse(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(16, 1, sparse=True)
+
+    def forward(self, features_NC: Tensor) -> Tensor:
+        return self.embedding(features_NC[:, 0].long().clamp(0, 15))
+
+
 class NoScore(Linear):
     def score(self, outputs: Tensor) -> Any:
         return None
@@ -123,6 +139,7 @@ def job(task: str, **learner: Any) -> JobConfig:
         ("PlainLoss", r"loss\(\) gives 0.5, not a tensor of one number"),
         ("DetachedLoss", r"loss\(\) depends on no parameter"),
         ("RaisingLoss", r"loss\(\) fails at test_rehearsal.py:\d+: ValueError: shapes differ$"),
+        ("SparseGradient", r"the gradient of loss\(\) fails"),
         ("NoScore", r"score\(\) of 8 rows gives None, not a tensor \[8\] or \[8, 1\]"),
         ("OneScoreForAll", r"score\(\) of 8 rows gives a tensor \[\], not"),
         ("Narrow", r"score\(\) of 8 rows gives a tensor \[8\], not a tensor \[8, 3\]"),
