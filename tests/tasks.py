@@ -65,6 +65,28 @@ class CoolingAdam(torch.optim.Adam):
         return loss
 
 
+class Slowing(torch.optim.Optimizer):
+    """Its steps get smaller; keeps numbers, not tensors, in its state."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"lr": 0.1})
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in [p for p in group["params"] if p.grad is not None]:
+                state = self.state[parameter]
+                state["steps"], state["scale"] = state.get("steps", 0) + 1, state.get("scale", 1.0) * 0.97
+                state["norms"] = [float(parameter.grad.norm())]
+                parameter.data.add_(parameter.grad, alpha=-group["lr"] * state["scale"] / state["steps"] ** 0.5)
+
+
+class SlowingTask(Binary):
+    """Its optimizer keeps numbers."""
+
+    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        return Slowing(module.parameters())
+
+
 class SecondOrderTask(Binary):
     """Its optimizer evaluates the loss itself."""
 

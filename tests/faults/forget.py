@@ -14,7 +14,7 @@ import re
 import sys
 import time
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
@@ -37,7 +37,7 @@ from pipeline.store import MemoryStore, encode_manifest
 from pipeline.train import learn
 from tests.faults.life import Backlog
 from tests.faults.outcome import MANIFEST, differences
-from tests.faults.scenario import Scenario
+from tests.faults.scenario import SMALL_MLP, Scenario
 from tests.records import messages_of
 
 SEEN = set(MANIFEST) - {"state_sha256", "cursor"}
@@ -230,6 +230,9 @@ def stories() -> Iterator[Story]:
         yield Story(f"labels that come minutes late, seed {seed}", _slow_labels(seed), 30)
     yield Story("an alarm over scores that wait to be booked", Scenario(5), 23)
     yield Story("killed while rows of short spans waited for their scores", Scenario(5), 45)
+    for seed, cut in ((5, 180), (17, 384)):
+        yield Story(f"labels that come later than before, seed {seed}", _later_labels(seed), cut)
+    yield Story("an optimizer with numbers in its state", _numbers(), 20)
     for cut in (6, 20):
         yield Story(f"a broken producer, {cut} entries", _broken_producer(), cut, accept_bad=40)
 
@@ -250,14 +253,30 @@ def _silent_partition() -> Scenario:
 
 def _slow_labels(seed: int) -> Scenario:
     """Labels are of the same second as their features, or of two minutes later; the window is wide."""
-    scenario = Scenario(seed)
+    return _delayed(Scenario(seed), lambda labels: slice(0, labels, 2))
+
+
+def _later_labels(seed: int) -> Scenario:
+    """Labels are of the same second as their features, and in the last quarter of two minutes later."""
+    scenario = Scenario(seed, rows=(4000, 4001))
+    scenario.tables["monitor"] |= {"settle_rows": 128}
+    return _delayed(scenario, lambda labels: slice(3 * labels // 4, labels))
+
+
+def _delayed(scenario: Scenario, those: Callable[[int], slice]) -> Scenario:
     scenario.tables["join"] |= {"window": "20m", "memory": "1MiB"}
-    for partition, log in scenario.logs.items():
-        if partition.topic == "t.labels":
-            for index, value in enumerate(log.values[::2]):
-                later = re.sub(rb'"ts":(\d+)', lambda found: b'"ts":%d' % (int(found[1]) + 120_000), value or b"")
-                log.values[2 * index] = later or None
+    for log in (log for partition, log in scenario.logs.items() if partition.topic == "t.labels"):
+        for index in range(*those(len(log.values)).indices(len(log.values))):
+            value = log.values[index] or b""
+            log.values[index] = re.sub(rb'"ts":(\d+)', lambda at: b'"ts":%d' % (int(at[1]) + 120_000), value) or None
     scenario.topics = messages_of(scenario.logs)
+    return scenario
+
+
+def _numbers() -> Scenario:
+    scenario = Scenario(1)
+    scenario.tables["join"]["on_expiry"] = "drop"
+    scenario.tables["learner"] |= {**SMALL_MLP, "task": "tests.tasks:SlowingTask"}
     return scenario
 
 

@@ -30,6 +30,7 @@ class Scenario:
 
     seed: int
     calm: bool = False
+    rows: tuple[int, int] = (400, 1000)  # at least, and fewer than
     logs: dict[Partition, Log] = field(default_factory=dict, repr=False)
     topics: dict[Partition, Messages] = field(default_factory=dict, repr=False)  # the logs as they are read
     tables: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -115,7 +116,7 @@ class Scenario:
     def _records(self, rng: random.Random) -> list[tuple[int, str, bytes | None, bytes | None]]:
         """(time, topic, key, value) of everything that happens, in no order."""
         records: list[tuple[int, str, bytes | None, bytes | None]] = []
-        rows, at = rng.randrange(400, 1000), START_MS
+        rows, at = rng.randrange(*self.rows), START_MS
         silent = rng.randrange(rows // 2), rng.randrange(rows // 2, rows)  # no even keys between: a partition idles
         for row in range(1, rows + 1):
             at += rng.choice((0, 1, 1, 2))

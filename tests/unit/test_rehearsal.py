@@ -206,28 +206,8 @@ def test_a_label_that_no_class_has_is_bad_input_whoever_s_task_it_is() -> None:
     assert label_rule_of(job("Linear")).kind == "number"
 
 
-class Slowing(torch.optim.Optimizer):
-    """Keeps numbers, not tensors, in its state."""
-
-    def __init__(self, parameters: Any) -> None:
-        super().__init__(parameters, {"lr": 0.1})
-
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for parameter in [p for p in group["params"] if p.grad is not None]:
-                state = self.state[parameter]
-                state["steps"], state["scale"] = state.get("steps", 0) + 1, state.get("scale", 1.0) * 0.97
-                state["norms"] = [float(parameter.grad.norm())]
-                parameter.data.add_(parameter.grad, alpha=-group["lr"] * state["scale"] / state["steps"] ** 0.5)
-
-
-class SlowingTask(Binary):
-    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
-        return Slowing(module.parameters())
-
-
 class TestSlowing(TaskChecks):
-    task = f"{__name__}:SlowingTask"
+    task = "tests.tasks:SlowingTask"
     learner = {"hidden": [8]}
     improvement = 1.0
 
