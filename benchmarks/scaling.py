@@ -39,6 +39,7 @@ FEATURES_WAITING = 100_000
 """How many rows wait where the columns are counted."""
 
 WARM_UP_ROWS = 20_000
+ROWS_MIN = 4 * feed.SPAN_ROWS
 
 Medians: TypeAlias = dict[int, dict[str, float]]
 """By size."""
@@ -202,6 +203,8 @@ def main() -> None:
         what, size = args.one
         print(json.dumps(MEASURES[what](int(size), args.rows)))
         return
+    if args.rows < ROWS_MIN:
+        parser.error(f"--rows has to be at least {ROWS_MIN:,}: some measure a fourth, and that in spans")
     results = measured(args)
     text = "\n\n".join(report.plain(table) for table in results.values())
     print(json.dumps(results, indent=2) if args.output == "json" else text)

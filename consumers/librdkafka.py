@@ -33,15 +33,6 @@ _ERROR, _TOPIC, _PARTITION, _VALUE, _VALUE_BYTES, _KEY, _KEY_BYTES, _OFFSET = ra
 _WAKE = (1).to_bytes(8, "little")  # what an eventfd takes
 
 
-def limit_stacks(size: int) -> None:
-    """Gives threads started from now on a stack of so many bytes (glibc): librdkafka takes the default, often 8 MiB."""
-    attributes = ctypes.create_string_buffer(128)  # a pthread_attr_t has 56 bytes
-    libc = ctypes.CDLL(None)
-    libc.pthread_attr_init(attributes)
-    libc.pthread_attr_setstacksize(attributes, c_size_t(size))
-    libc.pthread_setattr_default_np(attributes)
-
-
 def _declare(name: str, result: Any, *arguments: Any) -> Any:
     function = getattr(_library, name)
     function.restype, function.argtypes = result, arguments

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import gc
 import os
-import resource
 import signal
 import sys
 import time
@@ -29,7 +28,7 @@ from consumers.config import FeaturesConfig, LabelRule, LabelsConfig, StreamConf
 from consumers.cutter import SPAN_RAW_BYTES_MAX, Cut, Cutter, reject_bytes
 from consumers.errors import DependencyError, EvertrainError, StreamError
 from consumers.kafka import CONSUMER_SETTINGS, Cluster, Fetcher, OffsetGoneError, UnreadableBatchError
-from consumers.librdkafka import limit_stacks
+from consumers.limits import limit_memory, limit_stacks
 from consumers.record import MESSAGE_ROWS_MAX, Int64s, Messages, Partition, Side
 from consumers.watch import TopicWatch
 
@@ -39,8 +38,6 @@ NICENESS = 5
 """The learner goes first: a reader that is behind gets the time in which the learner waits for it."""
 FETCH_WAIT_S = 0.01
 END_PROOF_EVERY_S = 1.0
-STACK_BYTES = 2**20  # of a thread; librdkafka starts two for each broker of the cluster
-OWN_BYTES = 192 * 2**20  # what clients with some brokers and the compiled loops map after the start: 130 MiB measured
 RECORD_BYTES = 48  # what a record takes beside its key and value
 PAUSE_MS = 100
 PASSING, DIED = 0, 1
@@ -289,19 +286,6 @@ class UnexplainedError(Exception):
     """Something that a new reader may get over."""
 
 
-def _limit_memory(job: ReaderJob) -> None:
-    """Lets allocations fail beyond what the job allows: a decompression bomb kills this process and no other.
-
-    The limit is over what is mapped now and what a reader takes before its first record. It counts private memory,
-    thread stacks included, but not the arena.
-    """
-    queues = 2 * SPAN_RAW_BYTES_MAX + int(CONSUMER_SETTINGS["queued.max.messages.kbytes"]) * 1024
-    with open("/proc/self/statm") as statm:
-        mapped = int(statm.read().split()[5]) * resource.getpagesize()
-    limit = mapped + OWN_BYTES + job.stream.reader_memory + HELD_BYTES_MAX + queues * len(job.starts)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-
-
 def _bytes(fetched: Mapping[Partition, Messages]) -> int:
     return sum(messages.values.data.nbytes + RECORD_BYTES * len(messages) for messages in fetched.values())
 
@@ -335,8 +319,9 @@ def _serve(pipe: Connection, memory: int) -> int:
     job: ReaderJob = pipe.recv()
     gc.freeze()  # what is here stays
     arena = Arena(memory, job.shape)
-    limit_stacks(STACK_BYTES)
-    _limit_memory(job)
+    limit_stacks()
+    queues = 2 * SPAN_RAW_BYTES_MAX + int(CONSUMER_SETTINGS["queued.max.messages.kbytes"]) * 1024
+    limit_memory(job.stream.reader_memory + HELD_BYTES_MAX + queues * len(job.starts))
     try:
         Reader(pipe, arena, job).run()
     except UnreadableBatchError as error:

@@ -18,6 +18,7 @@ from consumers.record import Partition
 from pipeline.config import JobConfig
 from pipeline.run import reader_settings
 from pipeline.store import LocalStore, Manifest
+from pipeline.tracking import database
 from pipeline.verify import Segment, UnverifiableError, Verdict, find_segment, foreign, rebuild
 
 if TYPE_CHECKING:
@@ -161,9 +162,14 @@ def _lineages(store: LocalStore) -> set[str]:
 
 @contextmanager
 def _registry(job: JobConfig) -> Iterator[Registry]:
-    """The job's registry, to read from. Raises DependencyError if it does not answer."""
+    """The job's registry, to read from. Raises DependencyError if it does not answer, or is not there."""
     from pipeline.registry import MLflowRegistry
 
+    if (path := database(job.registry.tracking_uri)) and not path.exists():
+        raise DependencyError(
+            f"there is no MLflow store at {path}: no version was registered yet, or registry.tracking_uri, "
+            "which counts from the working directory, means another place"
+        )
     try:
         with tempfile.TemporaryDirectory() as scratch:
             yield MLflowRegistry(job.registry.tracking_uri, job.registry.artifact_location, Path(scratch))

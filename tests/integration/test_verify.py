@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sqlite3
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -99,6 +100,13 @@ def test_without_mlflow_a_snapshot_can_still_be_verified(ask: Answers) -> None:
     down = ("--set", "registry.tracking_uri=http://127.0.0.1:9")
     assert "snapshot:SEQUENCE" in ask("verify", "1", *down, expect=3)
     assert ask("verify", "snapshot:3", *down)["identical"]
+
+
+def test_a_question_makes_no_store(ask: Answers, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "mlflow.db"
+    said = ask("ledger", "1", "2", "--set", f"registry.tracking_uri=sqlite:///{elsewhere}", expect=3)
+    assert f"there is no MLflow store at {elsewhere}" in said
+    assert not elsewhere.exists()
 
 
 def test_the_ledger_tells_what_one_version_has_learned_and_the_other_not(ask: Answers, names: dict[str, str]) -> None:
