@@ -39,7 +39,7 @@ class Job:
         """`evertrain run` to its end."""
         process = self.start(*args)
         try:
-            code = process.wait(150)
+            code = process.wait(300)
         finally:
             process.kill()
         assert code == expect, self.log.read_text()[-4000:]

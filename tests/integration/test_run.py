@@ -21,7 +21,7 @@ from tests.stream import START_MS, Record, events, job_document
 
 from consumers.broker import create_topics  # isort: skip
 
-pytestmark = pytest.mark.timeout(400)  # several processes that import torch, on a machine that may be busy
+pytestmark = pytest.mark.timeout(700)  # several processes that import torch, on a machine that may be busy
 
 ROWS = 12_000
 GARBAGE = 5
@@ -161,7 +161,7 @@ def test_mlflow_out_of_reach_stops_no_training_and_all_appears_later(
         "--set",
         f"registry.tracking_uri=sqlite:///{database}",
         "--set",
-        "registry.release_timeout=120s",
+        "registry.release_timeout=240s",
     )
     with sqlite3.connect(database) as connection:
         assert connection.execute("select count(*) from model_versions").fetchone() == (3,)
