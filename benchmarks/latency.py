@@ -119,32 +119,45 @@ def learned(run: dict[str, Any]) -> dict[str, Any]:
     return {**found, "max_ms": round(float(delay_ms.max()), 1), "rows": len(delay_ms), "rate": round(run["rate"])}
 
 
-def registered(run: dict[str, Any]) -> dict[str, Any]:
+def registered(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Seconds from the creation of the newest event that a version learned to the version in MLflow."""
-    newest_ms = np.maximum.accumulate(run["event_time_ms"])
-    delays = [(created_ms - float(newest_ms[rows - 1])) / 1000 for rows, created_ms in run["versions"]]
+    delays: list[float] = []
+    for run in runs:
+        newest_ms = np.maximum.accumulate(run["event_time_ms"])
+        delays += [(created_ms - float(newest_ms[rows - 1])) / 1000 for rows, created_ms in run["versions"]]
     return {"median_s": round(median(delays), 1), "max_s": round(max(delays), 1), "versions": len(delays)}
 
 
+def medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of what was `learned` in each run; and the p99 of each."""
+    found = [learned(run) for run in runs]
+    middle = {key: round(median(each[key] for each in found), 1) for key in found[0]}
+    return {**middle, "each_p99_ms": [each["p99_ms"] for each in found], "n": len(found)}
+
+
 def main() -> None:
-    """Measures full load unless a rate is given, then two live streams: one without versions and one with them."""
+    """Measures full load unless a rate is given, then live streams, in turn without versions and with them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.latency", description=__doc__)
     parser.add_argument("--format", choices=[name for name in FORMATS if name != "arrow"], default="json")
     parser.add_argument("--rate", type=float, help="rows/s; default: half of full load")
     parser.add_argument("--rows", type=int, default=1_000_000, help="of the backlog that full load is measured with")
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--register-every", default="10s")
+    parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("-o", "--output", choices=("text", "json"), default="text")
     args = parser.parse_args()
     rate = args.rate or full_load(args.format, args.rows) / 2
     say(f"{args.format}: {rate:,.0f} rows/s")
-    plain = live(args.format, rate, args.seconds)
-    released = live(args.format, rate, 2 * args.seconds, f"registry.register_every={args.register_every}")
+    plain, released = [], []
+    for turn in range(args.repeat):
+        plain.append(live(args.format, rate, args.seconds))
+        released.append(live(args.format, rate, 2 * args.seconds, f"registry.register_every={args.register_every}"))
+        say(f"{turn + 1}/{args.repeat}: {learned(plain[-1])}, with versions {learned(released[-1])}")
     results = {
         "format": args.format,
         "wanted_rate": round(rate),
-        "learned": learned(plain),
-        "learned_while_registering": learned(released),
+        "learned": medians(plain),
+        "learned_while_registering": medians(released),
         "registered": {**registered(released), "register_every": args.register_every},
     }
     print(json.dumps(results, indent=2) if args.output == "json" else results)
