@@ -86,8 +86,8 @@ def latency(results: Results) -> str:
         rows.append([title, *times, each, f"{found['max_ms']:,} ms", round(found["rows"])])
     released, learned = results["registered"], results["learned"]
     return (
-        f"{table(header, rows)}\n\n{results['format']} at {learned['rate']:,.0f} rows/s, medians of {learned['n']} runs "
-        "in turn. From the creation of the newest event that a version learned to that version in MLflow: median "
+        f"{table(header, rows)}\n\n{results['format']} at {learned['rate']:,.0f} rows/s, medians of {learned['n']} "
+        "runs in turn. From the creation of the newest event that a version learned to that version in MLflow: median "
         f"{released['median_s']} s, longest {released['max_s']} s ({released['versions']} versions, one every "
         f"{released['register_every']})."
     )
