@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from consumers.record import NO_REJECTS, Events, Kind, Partition, Position, Side, Span
 from pipeline.config import JobConfig
@@ -85,8 +86,8 @@ def _span(side: Side, first: int, ids_N: np.ndarray, times_N: np.ndarray, values
     return Span(partition, first, first + rows, int(times_N[0]), rows, events, NO_REJECTS)
 
 
-def _mixed(id_N: np.ndarray) -> np.ndarray:
+def _mixed(id_N: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """Numbers as spread as hashes are: Steele, Lea & Flood, "Fast Splittable Pseudorandom Number Generators" (2014)."""
-    mixed_N = (id_N ^ (id_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed_N: npt.NDArray[np.uint64] = (id_N ^ (id_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed_N = (mixed_N ^ (mixed_N >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return mixed_N ^ (mixed_N >> np.uint64(31))

@@ -76,8 +76,9 @@ def _batches(job: JobConfig) -> list[Batch]:
     state = State(job, feed.positions(), Learner(job))
     for entry in feed.spans(job, feed.SPAN_ROWS):
         for batch in state.apply(entry):
-            arrays = (batch.features_BC, batch.labels_B, batch.weights_B, batch.scores_BS, batch.event_time_B)
-            found.append(Batch(*(array.copy() for array in arrays), batch.rows))
+            features_BC, labels_B, weights_B = batch.features_BC.copy(), batch.labels_B.copy(), batch.weights_B.copy()
+            scores_BS, event_time_B = batch.scores_BS.copy(), batch.event_time_B.copy()
+            found.append(Batch(features_BC, labels_B, weights_B, scores_BS, event_time_B, batch.rows))
         if len(found) >= BATCHES:
             return found
     raise AssertionError("the feed has no end")

@@ -7,7 +7,7 @@ import functools
 import json
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -26,6 +26,7 @@ from consumers.batch import Examples
 from consumers.join import Join
 from consumers.record import Span
 from consumers.slabs import SlabTable
+from pipeline.descent import Descent
 from pipeline.drift.adwin import Adwin
 from pipeline.drift.categories import Categories
 from pipeline.drift.delays import Delays
@@ -60,6 +61,7 @@ class Stage(NamedTuple):
 def learner_stages(state: State) -> list[Stage]:
     """What the learner's process does for a row once a reader has decoded it."""
     learner = state.learner
+    assert isinstance(learner.method, Descent)
     return [
         Stage("score", "forward on arrival", ((learner.scorer, "forward"),), whole=True),
         Stage("score", "the rest", ((Learner, "score"), (Eager, "score"))),
@@ -100,7 +102,7 @@ class Stopwatch:
     """CPU seconds of each stage, without those of the stages that it calls."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[tuple[str, str]] = Counter()
+        self.seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
         self._below: list[float] = []  # seconds of the calls below each one that runs
         self._whole = False
         self._cost = _cost_of_a_clock()
@@ -184,7 +186,7 @@ def records(plain: Found, frozen: Found) -> list[dict[str, Any]]:
     """The lines of the table: the stages, and sums."""
     lines = [(part, name, plain[part, name], frozen[part, name]) for part, name in plain]
     for title, parts in (("score and step", SCORE_AND_STEP), ("the rest", None), ("all", ())):
-        lines.append((f"sum: {title}", "", *(_sum(found, parts) for found in (plain, frozen))))
+        lines.append((f"sum: {title}", "", _sum(plain, parts), _sum(frozen, parts)))
     names = ("part", "stage", "µs_a_row", "with_a_frozen_copy")
     return [
         dict(zip(names, (part, name, round(us, 3), round(us_frozen, 3)), strict=True))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -294,7 +294,7 @@ def render(name: str, page: str, results: dict[str, Results]) -> str:
     return page
 
 
-def bars(path: Path, groups: Sequence[str], series: dict[str, Sequence[float]]) -> None:
+def bars(path: Path, groups: Sequence[str], series: Mapping[str, Sequence[float]]) -> None:
     """A bar chart of rows/s as SVG, the same bytes for the same numbers."""
     import matplotlib as mpl
     from matplotlib import pyplot

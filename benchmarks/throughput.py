@@ -79,7 +79,7 @@ def measure(name: str, rows: int, repeat: int, contenders: list[str], learner: s
     return {**summary(name, runs), "n": repeat, "rows": rows, "runs": runs}
 
 
-def run(contender: str, topics: Topics, rows: int, learner: str) -> dict[str, Any]:
+def run(contender: str, topics: Topics, rows: int, learner: str = "mlp") -> dict[str, Any]:
     """One contender once, with a state of its own."""
     with tempfile.TemporaryDirectory(prefix="evertrain-bench-") as directory:
         return CONTENDERS[contender](topics, topics.write_job(Path(directory), learner=learner), rows)

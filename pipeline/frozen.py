@@ -6,7 +6,9 @@ Format: https://huggingface.co/docs/safetensors (8 bytes of header length, a JSO
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor
 
 import numpy as np
 
@@ -27,6 +29,7 @@ _DTYPES = {
     "bool": "BOOL",
 }
 _ALIGNMENT = 8
+_PIECE_BYTES = 2**21
 
 
 class Frozen:
@@ -41,16 +44,29 @@ class Frozen:
         self._extents: dict[str, tuple[int, int]] = {}
         self._size = 0
 
-    def take(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Replaces the content by copies of these arrays."""
+    def take(self, arrays: Mapping[str, np.ndarray], helper: Executor) -> None:
+        """Replaces the content by copies of these arrays. An idle thread helps while there are pieces left."""
         self._header, self._extents = layout(arrays)
         self._size = max((end for _, end in self._extents.values()), default=0)
         if len(self._buffer) < self._size:
             self._buffer = np.zeros(self._size + self._size // 4, np.uint8)  # zeros, written: maps the pages now
             self._buffer[:] = 0
+        pieces = deque(self._pieces(arrays))
+        if len(pieces) > len(arrays):
+            helping = helper.submit(_copy, pieces)
+            _copy(pieces)
+            helping.result()
+        else:
+            _copy(pieces)
+
+    def _pieces(self, arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Where bytes go, and where they are."""
         for name, array in arrays.items():
-            start, end = self._extents[name]
-            self._buffer[start:end] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            begin, end = self._extents[name]
+            source = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            for start in range(begin, end, _PIECE_BYTES):
+                stop = min(start + _PIECE_BYTES, end)
+                yield self._buffer[start:stop], source[start - begin : stop - begin]
 
     def parts(self) -> list[Buffer]:
         """The safetensors file, in parts."""
@@ -64,6 +80,16 @@ class Frozen:
     def names(self, prefix: str) -> list[str]:
         """The names that begin with `prefix`, sorted."""
         return sorted(name for name in self._extents if name.startswith(prefix))
+
+
+def _copy(pieces: deque[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Copies what is left; numpy lets other threads run meanwhile."""
+    while True:
+        try:
+            target, source = pieces.popleft()
+        except IndexError:
+            return
+        np.copyto(target, source)
 
 
 def layout(arrays: Mapping[str, np.ndarray], alignment: int = _ALIGNMENT) -> tuple[bytes, dict[str, tuple[int, int]]]:

@@ -198,7 +198,7 @@ class Snapshots:
         self.sequence += 1
         lines, owed = state.seal()
         image = Image.of(state, self.lineage.topic_ids)
-        self._frozen.take(image.arrays)
+        self._frozen.take(image.arrays, self._writer)  # which has nothing to write now
         state.join.pin()  # full slabs are written from where they lie
         manifest = {**self._manifest(state, self.lineage), "cursor": image.cursor, "counts": counts}
         blobs = owed_blobs(state, owed, self.lineage.topic_ids)
