@@ -26,6 +26,7 @@ from pipeline.drift import FAMILIES
 from pipeline.store import LocalStore
 
 LOCK = "demo.lock"
+LOCK_WAIT_S = 15.0
 TOPIC_CONFIG = {"retention.ms": "-1", "message.timestamp.after.max.ms": str(2**63 - 1)}
 
 
@@ -79,15 +80,27 @@ def demo(state: Path, rows_per_second: float, limit: int | None) -> int:
     return 0 if whole else 1
 
 
+def _lock(folder: Path, file: str) -> int:
+    """Locks a folder once the job of a demo that was killed has ended. Raises EvertrainError if it does not."""
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            return lock_folder(folder, file)
+        except EvertrainError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.2)
+
+
 def _claim(state: Path) -> int:
     """Locks and empties the folder. Raises EvertrainError if it is in use, ConfigError if it is not a demo's."""
     if state.exists() and any(state.iterdir()) and not (state / LOCK).exists():
         raise ConfigError(f"{state} was not made by the demo, which would remove all in it: name another --state")
-    lock = lock_folder(state, LOCK)
+    lock = _lock(state, LOCK)
     try:
         for folder, file in ((state / "kafka", "broker.lock"), (state / JOB, "lock")):
             if (folder / file).exists():
-                os.close(lock_folder(folder, file))
+                os.close(_lock(folder, file))
     except EvertrainError:
         os.close(lock)
         raise
