@@ -52,7 +52,7 @@ class Frozen:
             self._buffer = np.zeros(self._size + self._size // 4, np.uint8)  # zeros, written: maps the pages now
             self._buffer[:] = 0
         pieces = deque(self._pieces(arrays))
-        if len(pieces) > len(arrays):
+        if self._size > _PIECE_BYTES:
             helping = helper.submit(_copy, pieces)
             _copy(pieces)
             helping.result()
