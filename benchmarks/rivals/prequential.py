@@ -44,46 +44,52 @@ class RowByRow:
 
 
 class Network:
-    """deep-river's classifier over an MLP, in batches; numbers are scaled by river, categories hashed."""
+    """deep-river's classifier over an MLP, a block as a batch; numbers are scaled by river, categories hashed."""
 
-    def __init__(self, columns: int, classes: int) -> None:
+    def __init__(self, columns: int, texts: int, classes: int) -> None:
         import torch
         from deep_river.classification import Classifier
         from torch import nn
 
         torch.set_num_threads(1)
         torch.manual_seed(0)
-        width = columns + HASHED_CATEGORIES
+        self._hashed = dict.fromkeys((f"hash{place}" for place in range(HASHED_CATEGORIES if texts else 0)), 0.0)
+        width = columns - texts + len(self._hashed)
         layers = nn.Linear(width, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, classes)
         self._model = Classifier(nn.Sequential(*layers), loss_fn="cross_entropy", optimizer_fn="adam", lr=1e-3)
         self._scaler = preprocessing.StandardScaler()
         self._classes = classes
-        self._models_classes: list[int] = []
+        self._has_learned = False
 
     def score(self, rows: list[Row]) -> np.ndarray:
         scores_NK = np.full((len(rows), self._classes), 1 / self._classes)
-        if self._models_classes:
-            found = self._model.predict_proba_many(self._encoded(rows))
-            for label in found.columns:
+        if self._has_learned:
+            encoded = [self._encoded(row) for row in rows]
+            if len(rows) == 1:
+                found = self._model.predict_proba_one(encoded[0])
+            else:
+                found = self._model.predict_proba_many(pd.DataFrame(encoded))
+            for label, probability in found.items():
                 if not isinstance(label, str) and int(label) < self._classes:  # text: a class not seen yet
-                    scores_NK[:, int(label)] = found[label]
+                    scores_NK[:, int(label)] = probability
         return scores_NK
 
     def learn(self, rows: list[Row], labels: list[int]) -> None:
         for row in rows:
             self._scaler.learn_one(_numbers(row))
-        self._model.learn_many(self._encoded(rows), pd.Series(labels))
-        self._models_classes = labels
+        encoded = [self._encoded(row) for row in rows]
+        if len(rows) == 1:
+            self._model.learn_one(encoded[0], labels[0])
+        else:
+            self._model.learn_many(pd.DataFrame(encoded), pd.Series(labels))
+        self._has_learned = True
 
-    def _encoded(self, rows: list[Row]) -> pd.DataFrame:
-        encoded = []
-        for row in rows:
-            hashed = dict.fromkeys((f"hash{place}" for place in range(HASHED_CATEGORIES)), 0.0)
-            for name, value in row.items():
-                if isinstance(value, str):
-                    hashed[f"hash{zlib.crc32(f'{name}={value}'.encode()) % HASHED_CATEGORIES}"] = 1.0
-            encoded.append(self._scaler.transform_one(_numbers(row)) | hashed)
-        return pd.DataFrame(encoded)
+    def _encoded(self, row: Row) -> Row:
+        hashed = dict(self._hashed)
+        for name, value in row.items():
+            if isinstance(value, str):
+                hashed[f"hash{zlib.crc32(f'{name}={value}'.encode()) % HASHED_CATEGORIES}"] = 1.0
+        return self._scaler.transform_one(_numbers(row)) | hashed
 
 
 def _numbers(row: Row) -> Row:
@@ -98,10 +104,10 @@ def logistic(classes: int) -> Any:
     return encoded | (model if classes == 2 else multiclass.OneVsRestClassifier(model))
 
 
-MODELS: dict[str, Callable[[int, int], Any]] = {
-    "river_forest": lambda _, classes: RowByRow(forest.ARFClassifier(seed=0), classes),
-    "river_tree": lambda _, classes: RowByRow(tree.HoeffdingAdaptiveTreeClassifier(seed=0), classes),
-    "river_logistic": lambda _, classes: RowByRow(logistic(classes), classes),
+MODELS: dict[str, Callable[[int, int, int], Any]] = {  # of columns, of which texts, and classes
+    "river_forest": lambda _columns, _texts, classes: RowByRow(forest.ARFClassifier(seed=0), classes),
+    "river_tree": lambda _columns, _texts, classes: RowByRow(tree.HoeffdingAdaptiveTreeClassifier(seed=0), classes),
+    "river_logistic": lambda _columns, _texts, classes: RowByRow(logistic(classes), classes),
     "deep_river_mlp": Network,
 }
 
@@ -115,7 +121,7 @@ def main() -> None:
     texts = [name for name in frame if name in given["categorical"] or frame[name].dtype == object]
     frame[texts] = frame[texts].astype(str)
     rows, classes = frame.to_dict("records"), max(labels) + 1
-    model = MODELS[given["model"]](len(frame.columns) - len(texts), classes)
+    model = MODELS[given["model"]](len(frame.columns), len(texts), classes)
     scores, latency, began = [], given["latency"], time.perf_counter()
     for start in range(0, len(rows), latency):
         block = slice(start, start + latency)
