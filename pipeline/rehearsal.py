@@ -1,6 +1,8 @@
-"""A score and a loss of a task of one's own before the first record: what cannot work is said at once, in one line."""
+"""A score and a step of a task of one's own before the first record: what cannot work is said at once, in one line."""
 
 from __future__ import annotations
+
+import copy
 
 import torch
 from torch import Tensor
@@ -14,18 +16,22 @@ from pipeline.task import Scorer, Task, blamed_on, outputs_of, score_width
 
 
 def rehearse(training: Training, scorer: Scorer, task: Task, job: JobConfig, device: torch.device) -> None:
-    """Scores and judges one block of zeros, and takes back what that changes in buffers and generators.
+    """Scores one block of zeros and learns it, and takes back all that this changes.
 
     Raises ConfigError if something fails, has the wrong shape, or leaves nothing to learn from.
     """
     modules = {training.module, scorer.module}  # one, unless an average is scored
-    states, kept = generators(device), [(b, b.clone()) for module in modules for b in module.buffers()]
+    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    kept = [tensor.detach().clone() for tensor in tensors]
+    states, settings = generators(device), copy.deepcopy(training.optimizer.state_dict())
     try:
         _score(scorer, task, job, device)
         _learn(training, task, job, device)
     finally:
-        for buffer, before in kept:
-            buffer.copy_(before)
+        with torch.no_grad():
+            for tensor, before in zip(tensors, kept, strict=True):
+                tensor.copy_(before)
+        training.optimizer.load_state_dict(settings)
         training.end()
         set_generators(states, device)
 
@@ -56,6 +62,8 @@ def _learn(training: Training, task: Task, job: JobConfig, device: torch.device)
         raise ConfigError(f"learner.task = {name!r}: loss() depends on no parameter that learns")
     with blamed_on(name, "the gradient of loss()"):
         training.gradients(zeros_BC, zeros_B, zeros_B + 1)
+    with blamed_on(name, "step() of its optimizer()"):
+        training.optimizer.step()
 
 
 def _shown(value: object) -> str:

@@ -57,6 +57,7 @@ class Run:
     stop: Event
     phase: str = "training"
     held: str | None = None  # why it holds
+    refused: int = 0  # rows of steps that were not finite, as far as they are logged
 
     def tend(self, entry: Entry | Wait) -> None:
         """Once a second: a report, and a look at what is outside. Holds while too much is not released."""
@@ -80,10 +81,13 @@ class Run:
         return self.stop.is_set()
 
     def report(self, phase: str, hold: str | None = None) -> None:
-        """Writes the status file, and logs what the releaser has to say and what holds the job."""
+        """Writes the status file; logs what the releaser has to say, what holds the job and what was not learned."""
         if hold and hold != self.held:
             log.error("holding: %s", hold)
         self.phase, self.held = phase, hold
+        if more := self.state.refused - self.refused:
+            self.refused += more
+            log.warning("%d rows were not learned: their step was not finite, and changed nothing", more)
         while line := self.releaser.poll():
             log.info(line)
         self.status.write(
@@ -147,7 +151,7 @@ def open_run(job: JobConfig, bounds: Bounds, start: Start, stop: Event) -> Itera
         opened.callback(source.close)
         status = StatusFile(state_dir / "status.json", job.job.name)
         cadence = SnapshotCadence(job.snapshot.every, time.monotonic, state.trained)
-        run = Run(job, state, source, snapshots, cadence, releaser, status, stop)
+        run = Run(job, state, source, snapshots, cadence, releaser, status, stop, refused=state.refused)
         snapshots.on_wait = run.wait_for_disk
         releaser.start(manifest["sequence"] if manifest else 0)
         load_join()  # some tenths of a second, which the first span would wait for

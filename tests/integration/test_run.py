@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sqlite3
 from collections import Counter
@@ -103,6 +104,13 @@ def test_each_joined_id_is_learned_exactly_once_through_kills(
     padding = 64 - ROWS % 64 if ROWS % 64 else 0
     assert counts[0] == padding
     assert Counter(counts[1:].tolist()) == {1: ROWS, 0: len(counts) - 1 - ROWS}
+
+
+def test_rows_that_are_not_learned_are_counted_and_logged(kafka: Any, stream: dict[str, str], tmp_path: Path) -> None:
+    job = make_job(kafka, stream, tmp_path / "endless", learner={"task": "tests.tasks:EndlessLoss"})
+    assert job.learn_all()["counts"]["examples"] == {"trained": 0, "refused": ROWS, "open": 0, "filled_in": 0}
+    logged = re.findall(r"(\d+) rows were not learned: their step was not finite", job.log.read_text())
+    assert sum(map(int, logged)) == ROWS
 
 
 def test_a_live_job_finishes_what_is_there_on_sigusr1(

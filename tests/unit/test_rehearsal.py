@@ -107,6 +107,23 @@ class NoParametersToOptimize(Linear):
         return torch.optim.SGD([], lr=0.1)
 
 
+class NoStep(torch.optim.SGD):
+    def step(self, closure: Any = None) -> Any:
+        raise RuntimeError("no rate for this group")
+
+
+class RaisingStep(Linear):
+    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        return NoStep(module.parameters(), lr=0.1)
+
+
+class Momentum(Linear):
+    """Its state begins with the first step, and every step takes some of its weights."""
+
+    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+
+
 class Ranking(Linear):
     kind = "ranking"
 
@@ -144,6 +161,7 @@ def job(task: str, **learner: Any) -> JobConfig:
         ("OneScoreForAll", r"score\(\) of 8 rows gives a tensor \[\], not"),
         ("Narrow", r"score\(\) of 8 rows gives a tensor \[8\], not a tensor \[8, 3\]"),
         ("NoParametersToOptimize", r"optimizer\(\) fails at test_rehearsal.py:\d+: ValueError"),
+        ("RaisingStep", r"step\(\) of its optimizer\(\) fails at test_rehearsal.py:\d+: RuntimeError: no rate for"),
         ("Ranking", "its kind is 'ranking'; allowed: binary, multiclass, regression"),
         ("NoLoss", r"has no method loss\(\)"),
         ("no_such_module:Task", "No module named 'no_such_module'; is its folder in PYTHONPATH"),
@@ -158,10 +176,11 @@ def test_what_cannot_work_is_refused_at_once_and_in_one_line(task: str, says: st
 
 
 @pytest.mark.parametrize("options", [{}, {"average": 0.9}, {"epochs": 2}, {"replay": 100}])
-def test_it_leaves_no_trace(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
-    rehearsed = digest(Learner(job("Linear", **options)))
+@pytest.mark.parametrize("task", ["Linear", "Momentum"])
+def test_it_leaves_no_trace(monkeypatch: pytest.MonkeyPatch, task: str, options: dict[str, Any]) -> None:
+    rehearsed = digest(Learner(job(task, **options)))
     monkeypatch.setattr("pipeline.descent.rehearse", lambda *_: None)
-    assert digest(Learner(job("Linear", **options))) == rehearsed
+    assert digest(Learner(job(task, **options))) == rehearsed
 
 
 class Counting(nn.Linear):
