@@ -260,11 +260,11 @@ class MockBroker(_Broker):
             admin.list_topics(name, timeout=10)
 
 
-def start_broker(data: Path) -> KafkaBroker | MockBroker:
-    """Apache Kafka where there is Java and either Maven or the jars; else the mock cluster."""
+def local_broker(data: Path) -> KafkaBroker | MockBroker:
+    """Apache Kafka where there is Java and either Maven or the jars, else the mock cluster; to be started."""
     if shutil.which("java") and (shutil.which("mvn") or _libs_folder().exists()):
-        return KafkaBroker(data).start()
-    return MockBroker().start()
+        return KafkaBroker(data)
+    return MockBroker()
 
 
 def kafka_libs() -> Path:

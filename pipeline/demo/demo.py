@@ -16,7 +16,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from rich.console import Console
 from rich.table import Table
 
-from consumers.broker import KafkaBroker, MockBroker, lock_folder, start_broker
+from consumers.broker import KafkaBroker, MockBroker, local_broker, lock_folder
 from consumers.errors import ConfigError, DependencyError, EvertrainError
 from pipeline.demo.flights import load_flights
 from pipeline.demo.job import JOB, Job, job_toml
@@ -52,7 +52,7 @@ def demo(state: Path, rows_per_second: float, limit: int | None) -> int:
         with ThreadPoolExecutor(1) as pool:  # the broker in this thread, because it dies with its thread
             loading = pool.submit(load_flights, limit)
             console.print("Starting a local Kafka (the first time, Maven fetches it) …", highlight=False)
-            broker = start_broker(state / "kafka")
+            broker = local_broker(state / "kafka").start()
             stack.callback(broker.stop)
             stream = Stream(loading.result())
         mock = isinstance(broker, MockBroker)

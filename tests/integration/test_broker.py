@@ -17,8 +17,8 @@ from consumers.broker import (
     MockBroker,
     create_topics,
     die_with_parent,
+    local_broker,
     lock_folder,
-    start_broker,
 )
 from consumers.errors import DependencyError, EvertrainError
 from tests.conftest import TOPIC_CONFIG, produce
@@ -143,8 +143,6 @@ def test_the_mock_cluster_serves_and_its_topics_have_four_partitions():
 def test_without_java_the_demo_gets_the_mock_cluster(tmp_path, monkeypatch):
     real = shutil.which
     monkeypatch.setattr(shutil, "which", lambda name: None if name == "java" else real(name))
-    broker = start_broker(tmp_path)
-    broker.stop()
-    assert isinstance(broker, MockBroker)
+    assert isinstance(local_broker(tmp_path), MockBroker)
     with pytest.raises(DependencyError, match="java"):
         KafkaBroker(tmp_path).start()

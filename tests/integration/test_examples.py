@@ -1,4 +1,4 @@
-"""The examples as a user runs them: one command, through Kafka into MLflow. The mock cluster serves, for its speed."""
+"""The examples as a user runs them: one command, through Kafka into MLflow."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.numpy
@@ -17,28 +18,29 @@ from pipeline.store import LocalStore
 from tests.stream import job
 
 ROOT = Path(__file__).parents[2]
+NO_JAVA = ""  # so the mock cluster serves, which is faster
 
 
-def answers(name: str, folder: Path) -> list[float]:
-    """What an example prints in the end, without Java on the PATH."""
-    (folder / "bin").mkdir()
+def answers(name: str, folder: Path, path: str) -> list[float]:
+    """What an example prints in the end; it looks for Java in `path`."""
     command = [sys.executable, "-m", f"examples.{name}", "--state", str(folder / "state")]
     done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "PATH": str(folder / "bin")}, capture_output=True, text=True, check=False
+        command, cwd=ROOT, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return [float(line.rpartition("=")[2]) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.timeout(400)
-def test_y_is_2x_and_so_10_at_5(tmp_path: Path) -> None:
-    (found,) = answers("linear", tmp_path)
+def test_y_is_2x_and_so_10_at_5(kafka: Any, tmp_path: Path) -> None:
+    """On a Kafka of its own: `kafka` is here so that its jars are."""
+    (found,) = answers("linear", tmp_path, os.environ["PATH"])
     assert found == pytest.approx(10, abs=0.05)
 
 
 @pytest.mark.timeout(400)
 def test_after_20_new_digits_the_first_200_are_not_forgotten(tmp_path: Path) -> None:
-    base, new, _, base_after, new_after, _ = answers("digits", tmp_path)
+    base, new, _, base_after, new_after, _ = answers("digits", tmp_path, NO_JAVA)
     assert base > 0.97
     assert new == 0
     assert base_after > base - 0.02
