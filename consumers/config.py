@@ -208,6 +208,11 @@ class JoinConfig(Model):
         """Whether what is learned differs from what is booked: see `pipeline.delayed`."""
         return self.negative_after is not None or self.keep_negatives < 1
 
+    @property
+    def needs_binary(self) -> bool:
+        """Whether negatives are told apart from positives."""
+        return self.on_expiry == "negative" or self.learns_otherwise
+
     @model_validator(mode="after")
     def _negatives_come_within_the_window(self) -> JoinConfig:
         if self.negative_after is not None and self.negative_after >= self.window:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
@@ -213,7 +214,10 @@ class OnDriftConfig(Model):
     @field_validator("webhook")
     @classmethod
     def _http(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("http://", "https://")):
+        if value is None:
+            return None
+        parts = urlsplit(value)  # raises ValueError
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
             raise ValueError("a webhook is an http:// or https:// address")
         return value
 
@@ -245,6 +249,9 @@ class DeadLettersConfig(Model):
     hold_window: int = Field(default=10_000, ge=10)  # ... of the last so many records was bad
 
 
+ONLY_BINARY = "join.on_expiry = 'negative', join.negative_after and join.keep_negatives are for binary tasks"
+
+
 class JobConfig(Model):
     """One job file."""
 
@@ -271,10 +278,8 @@ class JobConfig(Model):
         topics += [self.labels.topic] if self.labels else []
         if len(set(topics)) != len(topics):
             raise ValueError("features, labels and dead_letters need topics of their own")
-        if self.join.on_expiry == "negative" and self.learner.task != "binary":
-            raise ValueError("join.on_expiry = 'negative' is for the binary task")
-        if self.join.learns_otherwise and self.learner.task != "binary":
-            raise ValueError("join.negative_after and join.keep_negatives are for the binary task")
+        if self.join.needs_binary and self.learner.is_built_in and self.learner.task != "binary":
+            raise ValueError(ONLY_BINARY)
         if self.join.negative_after is not None and self.labels is None:
             raise ValueError("join.negative_after is for labels of a topic of their own: name it in [labels]")
         if self.join.slab_rows < self.stream.span:
@@ -291,10 +296,11 @@ class JobConfig(Model):
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
-def label_rule(learner: LearnerConfig) -> LabelRule:
-    """Which labels a task accepts, by its name alone: a custom one any finite number; see `task.label_rule_of`."""
-    if learner.task == "binary":
+def label_rule(learner: LearnerConfig, kind: str = "") -> LabelRule:
+    """Which labels a task of a kind accepts; a built-in one's name is its kind. See `task.label_rule_of`."""
+    kind = kind or learner.task
+    if kind == "binary":
         return LabelRule(kind="binary")
-    if learner.task == "multiclass":
+    if kind == "multiclass":
         return LabelRule(kind="class", classes=learner.classes)
     return LabelRule(kind="number")

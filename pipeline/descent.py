@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,12 +11,12 @@ import torch
 from torch import nn
 
 from consumers.batch import Batch
-from consumers.errors import ConfigError
 from consumers.record import Float32s
 from pipeline.config import JobConfig
 from pipeline.cuda import Graphed
 from pipeline.executor import Eager, Executor, Outcome, Training
-from pipeline.method import Part, arrays_of, tensors_of
+from pipeline.method import Part
+from pipeline.optimizer import build_optimizer, optimizer_arrays, optimizer_document, restore_optimizer
 from pipeline.options.anchor import build_anchor
 from pipeline.options.average import Average
 from pipeline.options.freeze import freeze
@@ -36,19 +35,21 @@ class Descent:
     def __init__(self, module: nn.Module, task: Task, job: JobConfig, device: torch.device) -> None:
         config, rows, columns = job.learner, job.learner.batch_size, job.features.columns
         self._parts: dict[str, Part] = {}  # in the order in which they are told of a batch
-        trained = copy.deepcopy(module) if config.average else module
+        with blamed_on(config.task, "copying the module"):
+            trained = copy.deepcopy(module) if config.average else module
         freeze(trained, config.freeze)
-        if config.average:
-            self._parts["average"] = Average(module.eval(), trained, config.average)
+        self._average = Average(module.eval(), trained, config.average) if config.average else None
+        if self._average:
+            self._parts["average"] = self._average
         anchor = build_anchor(config.anchor, trained, module, task, config.precision) if config.anchor else None
         if anchor:
             self._parts["anchor"] = anchor
         replay = Replay(config.replay, columns, job.job.seed) if config.replay else None
         if replay:
             self._parts["replay"] = replay
-        self.optimizer = _optimizer(task, trained, job.learner.task)
+        self.optimizer = build_optimizer(task, trained, config.task)
         training = Training(trained, task, self.optimizer, config, anchor)
-        if not job.learner.is_built_in:
+        if not config.is_built_in:
             rehearse(training, Scorer(module, task, config.precision), task, job, device)
         if config.compile:
             training.compile(step_rows(rows, replay), columns, device)
@@ -72,65 +73,28 @@ class Descent:
     def rewarm(self) -> None:
         """Forgets what the optimizer knows of earlier gradients: Adam's steps begin at their full size again.
 
+        An average forgets older weights sooner. Plain SGD knows nothing of earlier gradients, so nothing changes.
         Resetting the moments when the objective changes: Asadi et al., "Resetting the Optimizer in Deep RL" (2023).
         """
         self.executor.forget()
         self.optimizer.state.clear()
+        if self._average:
+            self._average.begin_anew()
 
     def state(self) -> dict[str, np.ndarray]:
         self.executor.settle()
-        arrays: dict[str, np.ndarray] = {}
-        for index, slots in self.optimizer.state_dict()["state"].items():
-            plain = _plain(slots)
-            tensors = {name: torch.as_tensor(value) for name, value in slots.items() if name not in plain}
-            arrays |= arrays_of(f"optimizer.{index}.", tensors)
+        arrays = optimizer_arrays(self.optimizer)
         for name, part in self._parts.items():
             arrays |= {f"{name}.{key}": array for key, array in part.state().items()}
         return arrays
 
     def document(self) -> dict[str, Any]:
-        saved = self.optimizer.state_dict()
         parts = {name: part.document() for name, part in self._parts.items()}
-        numbers = {str(index): _plain(slots) for index, slots in saved["state"].items()}
-        return {"param_groups": [_plain(group) for group in saved["param_groups"]], "slots": numbers, **parts}
+        return optimizer_document(self.optimizer) | parts
 
     def restore(self, arrays: Mapping[str, np.ndarray], document: Mapping[str, Any]) -> None:
         self.executor.forget()
-        slots: dict[int, dict[str, Any]] = {int(i): dict(plain) for i, plain in document["slots"].items()}
-        for name, tensor in tensors_of("optimizer.", arrays).items():
-            index, _, slot = name.partition(".")
-            slots.setdefault(int(index), {})[slot] = tensor
-        groups = [
-            {**default, **saved}
-            for default, saved in zip(
-                self.optimizer.state_dict()["param_groups"], document["param_groups"], strict=True
-            )
-        ]
-        self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        restore_optimizer(self.optimizer, arrays, document)
         for name, part in self._parts.items():
             under = f"{name}."
             part.restore({k.removeprefix(under): a for k, a in arrays.items() if k.startswith(under)}, document[name])
-
-
-def _optimizer(task: Task, trained: nn.Module, name: str) -> torch.optim.Optimizer:
-    """The task's own. Raises ConfigError if a step of it would have to evaluate the loss itself, as L-BFGS does."""
-    with blamed_on(name, "optimizer()"):
-        optimizer = task.optimizer(trained)
-    is_one = isinstance(optimizer, torch.optim.Optimizer)
-    if not is_one or any(p.default is p.empty for p in inspect.signature(optimizer.step).parameters.values()):
-        raise ConfigError(
-            f"learner.task = {name!r}: its optimizer() gives {type(optimizer).__name__}, but a step has its gradients "
-            "already: give a torch.optim.Optimizer whose step() needs no closure, such as SGD or Adam"
-        )
-    return optimizer
-
-
-def _plain(group: dict[str, Any]) -> dict[str, Any]:
-    """What of a parameter group, or of a parameter's state, JSON can hold."""
-    return {name: value for name, value in group.items() if _is_plain(value)}
-
-
-def _is_plain(value: object) -> bool:
-    if isinstance(value, list):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, bool | int | float | str)

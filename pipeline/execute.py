@@ -50,7 +50,11 @@ def execute(job: JobConfig, start: Start, bounds: Bounds | None = None) -> bool:
         else:
             _drain(run, job, stop)
         log.info("%s: %d rows trained, snapshot %d", run.phase, run.state.trained, run.snapshots.sequence)
-        return not stop.is_set()
+        if stop.is_set():
+            return False
+        if run.state.refused and not run.state.trained:
+            raise EvertrainError("nothing was learned: no step was finite; look at the loss, the labels and the inputs")
+        return True
 
 
 def _hold(run: Run, reason: str, stop: Event) -> None:

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import version
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,17 @@ def code_version() -> str:
 
 
 def environment(job: JobConfig) -> dict[str, str]:
-    """All beside code, settings and input that can change a bit of the result."""
-    return {**_machine(), "threads": str(torch_threads(job)), "device": job.learner.device}
+    """All beside our code, settings and input that can change a bit of the result."""
+    found = {**_machine(), "threads": str(torch_threads(job)), "device": job.learner.device}
+    return found if job.learner.is_built_in else {**found, "task": _source_hash(job.learner.task)}
+
+
+def _source_hash(task: str) -> str:
+    """Of the file that a task of one's own is in; what that imports is not looked at."""
+    spec = find_spec(task.partition(":")[0])
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        return "unknown"
+    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:12]
 
 
 def torch_threads(job: JobConfig) -> int:

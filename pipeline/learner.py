@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from consumers.batch import Batch
+from consumers.errors import ConfigError
 from consumers.record import Float32s
 from pipeline.bank.method import BankMethod
 from pipeline.bank.module import Bank
@@ -21,7 +21,9 @@ from pipeline.executor import Outcome
 from pipeline.identity import torch_threads
 from pipeline.method import Method, arrays_of, tensors_of
 from pipeline.options.pretrained import put_weights
-from pipeline.task import Scorer, build_module, build_scoring, build_task, score_width
+from pipeline.task import Scorer, Task, build_module, build_scoring, score_width
+
+_REASON_MAX = 300  # characters
 
 
 class StepReport:
@@ -54,8 +56,9 @@ class Learner:
         torch.set_num_threads(torch_threads(job))
         keep_freed_memory()
         torch.manual_seed(job.job.seed)
+        self._task_name = job.learner.task
         self.task = build_scoring(job)
-        self.module = build_module(self.task, job.learner.task)
+        self.module = build_module(self.task, self._task_name)
         if pretrained is not None:
             put_weights(self.module, pretrained, job.learner.pretrained)
         self.module.to(self.device)
@@ -68,7 +71,7 @@ class Learner:
     def _method(self, job: JobConfig) -> Method:
         if isinstance(self.module, Bank):
             return BankMethod(self.module, job)
-        return Descent(self.module, build_task(job), job, self.device)
+        return Descent(self.module, cast(Task, self.task), job, self.device)
 
     def score(self, features_NC: Float32s) -> Float32s:
         """Scores [N, S] with the weights of this moment."""
@@ -89,7 +92,7 @@ class Learner:
 
     def freeze(self) -> None:
         """Takes the frozen copy that later quality is compared with."""
-        self.frozen = copy.deepcopy(self.scorer)
+        self.frozen = self.scorer.copy()
 
     def weights(self) -> dict[str, np.ndarray]:
         """The module's parameters and buffers: what a version publishes and what `weights_sha256` is taken of."""
@@ -107,9 +110,16 @@ class Learner:
         return self.method.document()
 
     def restore(self, arrays: dict[str, np.ndarray], document: dict[str, Any]) -> None:
-        """Takes the state from a snapshot."""
-        self.method.restore(arrays, document)
-        self.module.load_state_dict(tensors_of("module.", arrays))
+        """Takes the state from a snapshot. Raises ConfigError if the module is another one now."""
+        try:
+            self.method.restore(arrays, document)
+            self.module.load_state_dict(tensors_of("module.", arrays))
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())[:_REASON_MAX]
+            raise ConfigError(
+                f"the snapshot is not of the model that learner.task = {self._task_name!r} gives now ({reason}); bring "
+                "its code back, or begin a new lineage with another job.name and job.state_dir"
+            ) from error
         frozen = tensors_of("frozen.", arrays)
         if frozen:
             self.freeze()

@@ -12,6 +12,7 @@ from pipeline.config import JobConfig
 from pipeline.device import generators, set_generators
 from pipeline.executor import Training
 from pipeline.method import arrays_of
+from pipeline.optimizer import optimizer_arrays
 from pipeline.task import Scorer, Task, blamed_on, outputs_of, score_width
 
 
@@ -22,7 +23,9 @@ def rehearse(training: Training, scorer: Scorer, task: Task, job: JobConfig, dev
     """
     modules = {training.module, scorer.module}  # one, unless an average is scored
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-    kept = [tensor.detach().clone() for tensor in tensors]
+    with blamed_on(job.learner.task, "copying the module"):
+        kept = [tensor.detach().clone() for tensor in tensors]
+        scorer.copy()  # as the frozen copy is made
     states, settings = generators(device), copy.deepcopy(training.optimizer.state_dict())
     try:
         _score(scorer, task, job, device)
@@ -64,6 +67,8 @@ def _learn(training: Training, task: Task, job: JobConfig, device: torch.device)
         training.gradients(zeros_BC, zeros_B, zeros_B + 1)
     with blamed_on(name, "step() of its optimizer()"):
         training.optimizer.step()
+    with blamed_on(name, "keeping the state of its optimizer() in a snapshot"):
+        optimizer_arrays(training.optimizer)
 
 
 def _shown(value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import traceback
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from torch.nn import functional
 from consumers.config import FeaturesConfig, LabelRule
 from consumers.errors import ConfigError, EvertrainError
 from pipeline.bank.task import BankTask
-from pipeline.config import BUILT_IN_TASKS, JobConfig, LearnerConfig, label_rule
+from pipeline.config import BUILT_IN_TASKS, ONLY_BINARY, JobConfig, LearnerConfig, label_rule
 from pipeline.models.mlp import mlp
 
 
@@ -24,14 +25,18 @@ class Scoring(Protocol):
     """A model and what its outputs mean: enough to score and to publish.
 
     Shapes: N rows, C feature columns, K outputs; `outputs` is what the module returned, as float32.
-    `kind` says how scores are measured: "binary" (scores [N], probability of 1), "multiclass"
-    (scores [N, K], probabilities) or "regression" (scores [N], the value).
+    `kind` says which labels there are and how scores are measured: "binary" (labels 0 and 1, scores [N], probability
+    of 1), "multiclass" (labels below `learner.classes`, scores [N, K], probabilities) or "regression" (scores [N]).
     """
 
     kind: str
 
     def module(self) -> nn.Module:
-        """A new module, float32 [N, C] -> outputs. Called once, after the seed is set."""
+        """A new module, float32 [N, C] -> outputs. Called once, after the seed is set.
+
+        In training N is the batch size: rows that are missing are zeros of weight 0. What a layer takes from the whole
+        batch, as BatchNorm does, it takes from these too, where a batch is part filled.
+        """
         ...
 
     def score(self, outputs: Tensor) -> Tensor:
@@ -42,7 +47,12 @@ class Scoring(Protocol):
 class Task(Scoring, Protocol):
     """A model, its loss and its optimizer: what gradient descent learns."""
 
-    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer: ...
+    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        """Moves parameters of `module`. What its `step` goes by has to be in `state` or `param_groups`.
+
+        Only these are in snapshots: a schedule counts in `param_groups`, and is moved by `step` itself.
+        """
+        ...
 
     def loss(self, outputs: Tensor, labels_N: Tensor, weights_N: Tensor) -> Tensor:
         """The scalar to minimise. Rows of weight 0 are padding and must not count."""
@@ -128,6 +138,10 @@ class Scorer(nn.Module):
         self._task = task
         self._precision = precision
 
+    def copy(self) -> Scorer:
+        """One with weights of its own. The task is shared: it may hold what cannot be copied."""
+        return Scorer(copy.deepcopy(self.module), self._task, self._precision)
+
     def forward(self, features_NC: Tensor) -> Tensor:
         return self._task.score(outputs_of(self.module, features_NC, self._precision))
 
@@ -172,6 +186,8 @@ def build_task(job: JobConfig) -> Task:
     kind = getattr(task, "kind", None)
     if kind not in BUILT_IN_TASKS:
         raise ConfigError(f"learner.task = {name!r}: its kind is {kind!r}; allowed: {', '.join(BUILT_IN_TASKS)}")
+    if job.join.needs_binary and kind != "binary":
+        raise ConfigError(f"{ONLY_BINARY}, but learner.task = {name!r} is of the kind {kind!r}")
     return task
 
 
@@ -198,10 +214,11 @@ def blamed_on(name: str, what: str) -> Iterator[None]:
 
 
 def _place(error: Exception) -> str:
-    """Where, of what is neither ours nor installed, the error came from."""
+    """Where, of what is neither ours nor Python's nor installed, the error came from."""
+    others = {Path(__file__).parent, Path(traceback.__file__).parent}
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
-        if "site-packages" not in path.parts and Path(__file__).parent not in path.parents:
+        if "site-packages" not in path.parts and others.isdisjoint(path.parents):
             return f" at {path.name}:{frame.lineno}"
     return ""
 
@@ -210,9 +227,7 @@ def label_rule_of(job: JobConfig) -> LabelRule:
     """Which labels the job takes. One that no class has would break every step with it, whoever's loss it is."""
     with torch.random.fork_rng(devices=[]):  # a constructor may draw, and the generator is part of S
         kind = build_scoring(job).kind
-    if kind == "multiclass":
-        return LabelRule(kind="class", classes=job.learner.classes)
-    return label_rule(job.learner)
+    return label_rule(job.learner, kind)
 
 
 def score_width(task: Scoring, learner: LearnerConfig) -> int:

@@ -66,16 +66,20 @@ class CoolingAdam(torch.optim.Adam):
 
 
 class Slowing(torch.optim.Optimizer):
-    """Its steps get smaller; keeps numbers, not tensors, in its state."""
+    """Its steps get smaller; keeps numbers, not tensors, in its state, and a tensor and a tuple in its settings."""
 
     def __init__(self, parameters: Any) -> None:
-        super().__init__(parameters, {"lr": 0.1})
+        super().__init__(parameters, {"lr": 0.1, "pace": torch.tensor(1.0), "bounds": (0.5, 1.0)})
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
+            least, most = group["bounds"]
+            group["bounds"] = (least * 0.99, most)
+            group["pace"] = (group["pace"] * 0.97).clamp(least, most)
             for parameter in [p for p in group["params"] if p.grad is not None]:
                 state = self.state[parameter]
                 state["steps"], state["scale"] = state.get("steps", 0) + 1, state.get("scale", 1.0) * 0.97
+                state["scale"] *= group["pace"].item()
                 state["norms"] = [float(parameter.grad.norm())]
                 parameter.data.add_(parameter.grad, alpha=-group["lr"] * state["scale"] / state["steps"] ** 0.5)
 
@@ -102,6 +106,20 @@ class NoisyTask(Binary):
 
     def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         return CoolingAdam(module.parameters(), lr=self.learner.learning_rate)
+
+
+class Branching(nn.Linear):
+    """What it does depends on values: nothing that could be exported."""
+
+    def forward(self, features_NC: Tensor) -> Tensor:
+        return super().forward(features_NC) if float(features_NC.sum()) > 1 else super().forward(-features_NC)
+
+
+class NoExport(Binary):
+    """It learns, and cannot be published."""
+
+    def module(self) -> nn.Module:
+        return Branching(self.features.columns, 1)
 
 
 class EndlessLoss(Binary):

@@ -14,6 +14,7 @@ class Answering:
     def __init__(self) -> None:
         self.answers: list[int] = []
         self.got: list[tuple[str, dict[str, Any]]] = []
+        self.moved_to = ""
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -21,6 +22,8 @@ class Answering:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 outer.got.append((self.headers["Idempotency-Key"], json.loads(body)))
                 self.send_response(outer.answers.pop(0))
+                if outer.moved_to:
+                    self.send_header("Location", outer.moved_to)
                 self.end_headers()
 
             def log_message(self, *_: Any) -> None:

@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from consumers.errors import EvertrainError
 from pipeline.cli.options import add_job_options, add_output_option, load_job, print_json
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         print_json(result.document())
     else:
         print("\n".join(_page(result)))
-    return 0
+    return EvertrainError.exit_code if result.refused and not result.rows else 0
 
 
 def _of_file(args: argparse.Namespace) -> Result:

@@ -13,13 +13,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from consumers.errors import CheckError, DependencyError
+from consumers.errors import CheckError, ConfigError, DependencyError
 from pipeline.cli.options import add_job_options, add_output_option, load_job, print_json
 
 if TYPE_CHECKING:
     from confluent_kafka.admin import AdminClient
 
     from pipeline.config import JobConfig
+    from pipeline.learner import Learner
 
 TIMEOUT_S = 5.0
 DISK_MARGIN_BYTES = 2**30
@@ -46,7 +47,7 @@ class Check:
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds `doctor`."""
-    parser = subparsers.add_parser("doctor", help="checks Kafka, topics, MLflow, disk, torch and CUDA for a job")
+    parser = subparsers.add_parser("doctor", help="checks Kafka, topics, MLflow, disk, torch, CUDA and model of a job")
     add_job_options(parser)
     add_output_option(parser)
     parser.set_defaults(run=_run)
@@ -74,6 +75,7 @@ def examine(job: JobConfig, now_ms: int) -> Iterator[Check]:
     yield check_mlflow(job.registry.tracking_uri)
     yield from check_kafka(job, now_ms)
     yield check_torch(job.learner.device)
+    yield check_learner(job)
 
 
 def check_python() -> Check:
@@ -143,6 +145,36 @@ def check_torch(device: str) -> Check:
     if device == "cuda":
         return Check("torch", Verdict.FAILED, f'{found} sees no CUDA device; set learner.device = "auto" or "cpu"')
     return Check("torch", Verdict.OK, f"{found}, on the CPU (no CUDA device)")
+
+
+def check_learner(job: JobConfig) -> Check:
+    """Whether the model can be built, and one of your own be exported, as every version is."""
+    from pipeline.learner import Learner
+    from pipeline.options.pretrained import read_weights
+
+    try:
+        learner = Learner(job, pretrained=read_weights(job))
+    except DependencyError as error:
+        return Check("learner", Verdict.UNREACHABLE, str(error))
+    except ConfigError as error:
+        return Check("learner", Verdict.FAILED, str(error))
+    if not job.learner.is_built_in and (reason := _why_not_exported(job, learner)):
+        advice = "no version of it could be registered; write it so that torch.export takes it"
+        return Check("learner", Verdict.FAILED, f"torch.export cannot export learner.task ({reason}): {advice}")
+    numbers = sum(array.size for array in learner.weights().values())
+    return Check("learner", Verdict.OK, f"{job.learner.task}, {numbers:,} numbers in a version")
+
+
+def _why_not_exported(job: JobConfig, learner: Learner) -> str:
+    """What torch.export says of the scorer; empty if it takes it."""
+    import torch
+
+    rows_NC = torch.zeros(3, job.features.columns, device=learner.device)
+    try:
+        torch.export.export(learner.scorer.copy().eval(), (rows_NC,), dynamic_shapes=[{0: torch.export.Dim.AUTO}])
+    except Exception as error:  # of any kind: torch's own, and those of the module
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    return ""
 
 
 def check_kafka(job: JobConfig, now_ms: int) -> Iterator[Check]:

@@ -70,8 +70,8 @@ class L2Init(Anchor):
 class Ewc(Anchor):
     """weight/2 sum F (w - w*)²: the weights that mattered stay, and the others are free.
 
-    w* are the weights after the last `every` rows, F the mean square of the batches' gradients, which estimates the
-    diagonal of Fisher's information: F <- .95 F + that of the stretch. Kirkpatrick et al., "Overcoming catastrophic
+    w* are the weights after the last `every` rows, F the mean square of the batches' gradients: F <- .95 F + that of
+    the stretch. It is the diagonal of Fisher's information divided by about the rows of a batch. Kirkpatrick et al., "Overcoming catastrophic
     forgetting in neural networks" (2017); online, as in Schwarz et al., "Progress & Compress" (2018).
     """
 
@@ -141,7 +141,7 @@ class Distill(Anchor):
             return 0.0
         with torch.no_grad():
             then = self._task.score(outputs_of(self._copy, features_BC, self._precision))
-        distance_B = _distance(self._task.kind, self._task.score(outputs), then)
+        distance_B = _distance(self._task.kind, self._task.score(outputs), then).flatten()  # scores may be [B, 1]
         return self._weight * weighted_mean(distance_B, weights_B)
 
     def learned(self, batch: Batch) -> None:

@@ -38,6 +38,10 @@ class Average:
         for copied, buffer in self._buffers:
             copied.copy_(buffer)
 
+    def begin_anew(self) -> None:
+        """Forgets older weights as quickly as those of the start."""
+        self._batches = 0
+
     def state(self) -> dict[str, np.ndarray]:
         return arrays_of("trained.", self._trained.state_dict())
 

@@ -108,9 +108,11 @@ def test_each_joined_id_is_learned_exactly_once_through_kills(
 
 def test_rows_that_are_not_learned_are_counted_and_logged(kafka: Any, stream: dict[str, str], tmp_path: Path) -> None:
     job = make_job(kafka, stream, tmp_path / "endless", learner={"task": "tests.tasks:EndlessLoss"})
-    assert job.learn_all()["counts"]["examples"] == {"trained": 0, "refused": ROWS, "open": 0, "filled_in": 0}
-    logged = re.findall(r"(\d+) rows were not learned: their step was not finite", job.log.read_text())
-    assert sum(map(int, logged)) == ROWS
+    job.run("--until-caught-up", expect=1)
+    assert job.manifest()["counts"]["examples"] == {"trained": 0, "refused": ROWS, "open": 0, "filled_in": 0}
+    logged = job.log.read_text()
+    assert sum(map(int, re.findall(r"(\d+) rows were not learned: their step was not finite", logged))) == ROWS
+    assert "nothing was learned: no step was finite" in logged
 
 
 def test_a_live_job_finishes_what_is_there_on_sigusr1(

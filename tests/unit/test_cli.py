@@ -20,6 +20,7 @@ from pipeline.cli.doctor import Verdict
 from pipeline.config import JobConfig
 from pipeline.jobfile import load
 from pipeline.store import LocalStore
+from tests.stream import job
 
 NOW_MS = 1_700_000_000_000
 DAY_MS = 86_400_000
@@ -272,6 +273,7 @@ class TestDoctor:
             "mlflow": "ok",
             "kafka": "unreachable",
             "torch": "ok",
+            "learner": "ok",
         }
         assert told.err == ""
 
@@ -361,6 +363,21 @@ class TestDoctor:
 
     def test_other_stores_are_not_checked(self) -> None:
         assert doctor.check_mlflow("databricks").verdict is Verdict.WARNING
+
+    @pytest.mark.parametrize(
+        ("learner", "verdict", "says"),
+        [
+            ({"kind": "mlp"}, Verdict.OK, "binary, "),
+            ({"task": "tests.tasks:NoExport", "pretrained": "no.safetensors"}, Verdict.FAILED, "pretrained"),
+            ({"task": "tests.nothing:X"}, Verdict.FAILED, "cannot be imported"),
+            ({"task": "tests.tasks:NoExport"}, Verdict.FAILED, "torch.export cannot export learner.task"),
+        ],
+    )
+    def test_the_model_is_built_and_one_of_your_own_exported(
+        self, tmp_path: Path, learner: dict[str, Any], verdict: Verdict, says: str
+    ) -> None:
+        check = doctor.check_learner(job(tmp_path, learner=learner))
+        assert (check.verdict, says in check.message) == (verdict, True), check.message
 
     def test_a_job_for_cuda_needs_a_device(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)

@@ -189,6 +189,18 @@ def test_torch_gets_all_cores_but_one_as_far_as_the_model_has_work_for_them_howe
     assert environment(with_settings(automatic, {"learner.threads": 3}))["threads"] == "3"
 
 
+def test_the_file_of_a_task_of_ones_own_is_part_of_the_environment(
+    config: JobConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "task" not in environment(config)
+    monkeypatch.syspath_prepend(tmp_path)
+    source, own = tmp_path / "own_task.py", with_settings(config, {"learner.task": "own_task:Task"})
+    source.write_text("class Task: loss = 1")
+    before = environment(own)
+    source.write_text("class Task: loss = 2")
+    assert changes(environment(own), before).startswith("task ")
+
+
 def test_what_changed_in_an_environment_is_named() -> None:
     assert changes({"torch": "2", "cpu": "x"}, {"torch": "1", "cpu": "x"}) == "torch 1 became 2"
     assert changes({"torch": "2"}, {"torch": "2", "mlflow": "3"}) == "mlflow 3 became None"

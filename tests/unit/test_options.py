@@ -11,6 +11,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
+from torch import Tensor
 
 from consumers.batch import Batch
 from consumers.errors import ConfigError
@@ -24,6 +25,7 @@ from pipeline.options.replay import Replay
 from pipeline.run import Bounds, Start, _begin
 from pipeline.snapshot import Snapshots, load_state
 from pipeline.store import MemoryStore
+from pipeline.task import Regression
 from tests.unit.test_learner import SIZE, batch, job
 
 SMALL = {"kind": "mlp", "learning_rate": 0.01, "hidden": [16]}
@@ -57,6 +59,22 @@ class TestHeldToWhatMattered(TaskChecks):
 class TestDistilled(TaskChecks):
     task = "multiclass"
     learner = {**SMALL, "classes": 3, "anchor": {"kind": "distill", "weight": 0.1, "every": 64}}
+
+
+class Column(Regression):
+    """Its scores are [N, 1]."""
+
+    def score(self, outputs: Tensor) -> Tensor:
+        return outputs
+
+
+def test_scores_that_are_a_column_are_as_far_from_older_ones_as_any() -> None:
+    distilled = {**SMALL, "anchor": {"kind": "distill", "weight": 0.5}}
+    losses = []
+    for task in ("regression", f"{__name__}:Column"):
+        learner = Learner(job(**distilled, task=task))
+        losses.append([learner.step(batch(seed)).loss for seed in range(4)])
+    assert losses[0] == pytest.approx(losses[1])
 
 
 class TestAllTogether(TaskChecks):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ from pipeline.learner import Learner
 from pipeline.policies import react
 from pipeline.state import State, fresh_positions
 from pipeline.version import Candidate, Point
-from pipeline.webhook import post
+from pipeline.webhook import RefusedError, post
 from tests.stream import job
 from tests.webhook_server import Answering
 
@@ -119,7 +121,11 @@ def test_the_hold_and_the_course_survive_a_restart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value", "said"),
-    [("rewarm", ["konzept"], "'concept', 'feature'"), ("webhook", "ftp://x", "http:// or https://")],
+    [
+        ("rewarm", ["konzept"], "'concept', 'feature'"),
+        ("webhook", "ftp://x", "http:// or https://"),
+        ("webhook", "http://", "http:// or https://"),
+    ],
 )
 def test_what_cannot_be_meant_is_refused(tmp_path: Path, key: str, value: Any, said: str) -> None:
     with pytest.raises(ValidationError, match=said):
@@ -215,3 +221,16 @@ def test_an_alarm_that_was_not_taken_waits(webhook: Answering) -> None:
     webhook.stop()
     with pytest.raises(DependencyError, match="does not answer"):
         post(webhook.address, {"id": "a-1"})
+
+
+def test_a_webhook_that_has_moved_has_not_taken_the_alarm(webhook: Answering) -> None:
+    webhook.answers, webhook.moved_to = [301], "/elsewhere"
+    with pytest.raises(RefusedError, match="answered 301 Moved Permanently, which is at /elsewhere"):
+        post(webhook.address, {"id": "a-1"})
+
+
+def test_what_does_not_speak_http_has_not_taken_it_either() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        Thread(target=lambda: server.accept()[0].send(b"220 mail\r\n"), daemon=True).start()
+        with pytest.raises(DependencyError, match=r"does not answer .*220 mail"):
+            post(f"http://127.0.0.1:{server.getsockname()[1]}/", {"id": "a-1"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -117,6 +118,57 @@ class RaisingStep(Linear):
         return NoStep(module.parameters(), lr=0.1)
 
 
+class Foreign(Linear):
+    """Its weights would never change."""
+
+    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(nn.Linear(2, 1).parameters(), lr=0.1)
+
+
+class Listing(torch.optim.SGD):
+    def step(self, closure: Any = None) -> Any:
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter]["history"] = [parameter.detach().clone()]
+
+
+class ListedState(Linear):
+    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        return Listing(module.parameters(), lr=0.1)
+
+
+class Locked(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(2, 1)
+        self.lock = Lock()
+
+
+class NoCopy(Linear):
+    def module(self) -> nn.Module:
+        return Locked()
+
+
+class Lazy(Linear):
+    def module(self) -> nn.Module:
+        return nn.LazyLinear(1)
+
+
+class Remembering(Linear):
+    """It holds what cannot be copied, and what `module` made; its rate is a scheduler's."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.lock = Lock()
+
+    def module(self) -> nn.Module:
+        self.made = super().module()
+        return self.made
+
+    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        optimizer = torch.optim.SGD(self.made.parameters(), lr=0.1)
+        torch.optim.lr_scheduler.StepLR(optimizer, 10)
+        return optimizer
+
+
 class Momentum(Linear):
     """Its state begins with the first step, and every step takes some of its weights."""
 
@@ -162,6 +214,10 @@ def job(task: str, **learner: Any) -> JobConfig:
         ("Narrow", r"score\(\) of 8 rows gives a tensor \[8\], not a tensor \[8, 3\]"),
         ("NoParametersToOptimize", r"optimizer\(\) fails at test_rehearsal.py:\d+: ValueError"),
         ("RaisingStep", r"step\(\) of its optimizer\(\) fails at test_rehearsal.py:\d+: RuntimeError: no rate for"),
+        ("Foreign", r"its optimizer\(\) moves a parameter that is none of its argument's"),
+        ("ListedState", r"keeping the state of its optimizer\(\) in a snapshot fails"),
+        ("NoCopy", "copying the module fails: TypeError: cannot pickle '_thread.lock' object"),
+        ("Lazy", r"copying the module fails: ValueError: .*uninitialized"),
         ("Ranking", "its kind is 'ranking'; allowed: binary, multiclass, regression"),
         ("NoLoss", r"has no method loss\(\)"),
         ("no_such_module:Task", "No module named 'no_such_module'; is its folder in PYTHONPATH"),
@@ -222,7 +278,28 @@ def test_asking_for_the_labels_draws_nothing_from_the_generator_that_is_part_of_
 def test_a_label_that_no_class_has_is_bad_input_whoever_s_task_it_is() -> None:
     """The loss would raise at it, in this life and in each one after."""
     assert label_rule_of(job("Narrow", classes=3)) == LabelRule(kind="class", classes=3)
-    assert label_rule_of(job("Linear")).kind == "number"
+    assert label_rule_of(job("Linear")).kind == "binary"
+
+
+def test_a_task_may_hold_what_cannot_be_copied_and_what_it_made_before() -> None:
+    learner = Learner(job("Remembering"))
+    learner.freeze()
+    assert learner.frozen is not None
+    assert learner.frozen.module is not learner.module
+
+
+def test_what_is_for_binary_tasks_is_for_those_of_ones_own_too() -> None:
+    negatives = {"join": {"window": "1h", "keep_negatives": 0.5}}
+    Learner(job("Linear").model_validate(job("Linear").model_dump() | negatives))
+    with pytest.raises(ConfigError, match=r"keep_negatives are for binary tasks, but .*Narrow' is of the kind 'multi"):
+        Learner(job("Narrow").model_validate(job("Narrow", classes=3).model_dump() | negatives))
+
+
+def test_a_snapshot_of_another_module_is_refused_in_one_line() -> None:
+    linear, counting = Learner(job("Linear")), Learner(job("CountingTask"))
+    with pytest.raises(ConfigError, match=r"the snapshot is not of the model that .*Linear' gives now") as caught:
+        linear.restore(counting.state(), counting.document())
+    assert "\n" not in str(caught.value)
 
 
 class TestSlowing(TaskChecks):
