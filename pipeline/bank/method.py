@@ -139,7 +139,7 @@ class BankMethod:
             yield "bank.labels", self._values.sums_4
 
     def rewarm(self) -> None:
-        """Gives each member half of an even share, and large steps to those of Adam and Adagrad: no moments, no sums."""
+        """Gives each member half of an even share, and large steps to those of Adam and Adagrad, without moments."""
         mixture_M = self._mixtures.mixture_M
         mixture_M[:] = (mixture_M + np.float32(1 / len(mixture_M))) / 2
         slots = self._slots

@@ -71,8 +71,9 @@ class Ewc(Anchor):
     """weight/2 sum F (w - w*)²: the weights that mattered stay, and the others are free.
 
     w* are the weights after the last `every` rows, F the mean square of the batches' gradients: F <- .95 F + that of
-    the stretch. It is the diagonal of Fisher's information divided by about the rows of a batch. Kirkpatrick et al., "Overcoming catastrophic
-    forgetting in neural networks" (2017); online, as in Schwarz et al., "Progress & Compress" (2018).
+    the stretch. It is the diagonal of Fisher's information divided by about the rows of a batch. Kirkpatrick et al.,
+    "Overcoming catastrophic forgetting in neural networks" (2017); online, as in Schwarz et al., "Progress & Compress"
+    (2018).
     """
 
     def __init__(self, trained: nn.Module, weight: float, every: int) -> None:
