@@ -17,8 +17,9 @@ Networks in CTR Prediction" (FNW, RecSys 2019). Both divide by the share of a *l
 optimum, and is left out here, where each event shall weigh as much as any other.
 
 With `join.keep_negatives` = r a negative is learned with probability r, by its key, and then weighs 1 / r: expected
-gradients, and with them the scores' calibration, stay what they were. (Unweighted, each score p would have to be
-put right to p / (p + (1 - p) / r): He et al., "Practical Lessons from Predicting Clicks on Ads at Facebook", 2014.)
+gradients, and with them the scores' calibration, stay what they were. Not so for the bank, whose members count and
+remember rows: it learns those that are kept as they are, and puts each score p right to p / (p + (1 - p) / r), as in
+He et al., "Practical Lessons from Predicting Clicks on Ads at Facebook" (2014).
 """
 
 from __future__ import annotations
@@ -41,8 +42,10 @@ COUNTS = ("corrected", "confirmed", "left_out")
 class Delayed:
     """Decides what is learned of each example, and collects the final ones, each once, to be booked. Part of S."""
 
-    def __init__(self, config: JoinConfig, finals: Batcher) -> None:
+    def __init__(self, config: JoinConfig, finals: Batcher, *, weighs: bool = True) -> None:
+        """`weighs`: negatives that are kept weigh more; else what the learner says has to be put right."""
         self._keep = config.keep_negatives
+        self._weight = 1 / config.keep_negatives if weighs else 1.0
         self.finals = finals
         self.booked = 0  # final examples, those that wait in `finals` included
         self._counts_3 = np.zeros(len(COUNTS), np.int64)
@@ -67,7 +70,7 @@ class Delayed:
         corrected = int((examples.assumed_N & positive_N).sum())
         self._counts_3 += corrected, int(confirmed_N.sum()), int(left_out_N.sum())
         self._count_positives(int(positive_N.sum()), corrected)
-        factor_N = np.where(positive_N, 1, 1 / self._keep)
+        factor_N = np.where(positive_N, 1, self._weight)
         if not examples.final:
             factor_N *= early_factor(examples.take("scores")[:, 0].astype(np.float64), self.late_share)
         return examples.part(~(confirmed_N | left_out_N), factor_N.astype(np.float32))

@@ -63,7 +63,9 @@ class State:
         )
         size = (job.learner.batch_size, job.features.columns, learner.score_width)
         self.batcher = Batcher(*size)
-        self.delayed = Delayed(job.join, Batcher(*size)) if job.join.learns_otherwise else None
+        self.delayed: Delayed | None = None
+        if job.join.learns_otherwise:
+            self.delayed = Delayed(job.join, Batcher(*size), weighs=not job.learner.is_bank)
         self.monitor = Monitor(job.monitor, kind=learner.task.kind, classes=job.learner.classes, features=job.features)
         self.read_P = np.zeros(len(positions), np.int64)  # rows decoded or rejected
         self.rejected_P = np.zeros(len(positions), np.int64)

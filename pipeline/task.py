@@ -169,7 +169,7 @@ BUILT_IN: dict[str, type[Any]] = dict(zip(BUILT_IN_TASKS, (Binary, Multiclass, R
 
 def build_scoring(job: JobConfig) -> Scoring:
     """The configured task, or the bank's view of it. Raises ConfigError as `build_task` does."""
-    return BankTask(job.features, job.learner) if job.learner.is_bank else build_task(job)
+    return BankTask(job) if job.learner.is_bank else build_task(job)
 
 
 def build_task(job: JobConfig) -> Task:

@@ -104,7 +104,8 @@ class BankMethod:
         new = Rows(dense_ND, rows_NG, tokens_NT, targets_N, weights_N[mixed_N])
         learn(self._weights, self._slots, self._scratch, new, self._past, history_Q, regression)
         _keep_newest(self._past, new, mixed_N, int(self._slots.step_3[ROWS]))
-        memory.remember(self._memory, _view(keys_NQ), labels_N, weights_N, seen, regression)
+        if self._module.recalls:
+            memory.remember(self._memory, _view(keys_NQ), labels_N, weights_N, seen, regression)
         return loss
 
     def _judge(

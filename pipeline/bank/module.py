@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from consumers.config import FeaturesConfig
-from pipeline.bank.experts import EXPERTS, HIDDEN, LINEAR, MEMBERS_BESIDE, MIXERS
-from pipeline.config import LearnerConfig
+from pipeline.bank.experts import EXPERTS, HIDDEN, LINEAR, MIXERS, RECALLING, TABLES
+from pipeline.config import JobConfig
 from pipeline.normalise import Standardiser
 
 CLIP = 5.0  # standard deviations: what lies farther off is as far
@@ -43,26 +43,35 @@ class Encoded(NamedTuple):
 class Bank(nn.Module):
     """Features float32 [N, C] (numeric raw, then category buckets) to the mixture's answer.
 
+    With `join.negative_after` rows are learned in an order of their own, early negatives in one burst and corrections
+    in another: labels told last foretell the next ones there, but not those of rows that come. So there are then no
+    members and no inputs that say what they were. With `join.keep_negatives` it learns the rows that are kept as they
+    are, and what it says is put right.
+
     Axes: D inputs; E experts with a hidden layer of H units; J columns of the first layer: the outputs of L linear
     experts, then E * H; M members; S logistic mixtures, Z = S + 1; K outputs: classes, or 1 value; W rows in memory,
     Q columns of their keys; G categories with embeddings of A numbers; T hashed tokens of a row; R rows of a table.
     """
 
-    def __init__(self, features: FeaturesConfig, learner: LearnerConfig, kind: str) -> None:
+    def __init__(self, job: JobConfig) -> None:
         super().__init__()
+        features, kind = job.features, job.learner.task
         self.regression = kind == "regression"
-        self.outputs = {"regression": 1, "binary": 2}.get(kind, learner.classes)
+        self.outputs = {"regression": 1, "binary": 2}.get(kind, job.learner.classes)
+        self.recalls = job.join.negative_after is None
+        self.kept = job.join.keep_negatives
         self.numeric, self.categories = len(features.numeric), len(features.categorical)
         nullable = [index for index, column in enumerate(features.numeric) if column.nullable]
         self.nullable_U = self._constant("nullable_U", torch.tensor(nullable, dtype=torch.long))
         self.standardise = Standardiser(self.numeric, nullable=True)  # what is not finite counts as null, too
         self.dense = self.numeric + len(nullable)
         self.plain = self.dense + EMBEDDING * self.categories + 1  # with the constant 1
-        self.history = len(HISTORY) * self.outputs if self.outputs <= HISTORY_OUTPUTS_MAX else 0
+        has_history = self.recalls and self.outputs <= HISTORY_OUTPUTS_MAX
+        self.history = len(HISTORY) * self.outputs if has_history else 0
         self._add_experts()
         self._add_tables(features)
         self._add_memory()
-        members = len(LINEAR) + len(EXPERTS) + MEMBERS_BESIDE
+        members = len(LINEAR) + len(EXPERTS) + TABLES + RECALLING * self.recalls
         self.floor = min(FLOOR, 0.1 / self.outputs)
         self.mixture_M = self._state("mixture_M", torch.full((members,), 1 / members))
         self.mixers_SM = self._state("mixers_SM", torch.full((len(MIXERS), members), 1 / members))
@@ -157,6 +166,8 @@ class Bank(nn.Module):
         wide_NK1 = functional.embedding_bag(tokens_NT, self.wide_RK, mode="sum").unsqueeze(2)
         learned_NKM = torch.cat([linear_NKL, deep_NKE, wide_NK1], dim=2)
         learned_NKM = self._scaled(learned_NKM) if self.regression else learned_NKM.softmax(dim=1)
+        if not self.recalls:
+            return learned_NKM
         frequencies_NKF = self.frequencies_FK.T.expand(size, self.outputs, len(FREQUENCIES))
         return torch.cat([learned_NKM, *self._neighbours(keys_NQ), frequencies_NKF], dim=2)
 
@@ -201,7 +212,16 @@ class Bank(nn.Module):
         mixed_NKS = (told_NKM.unsqueeze(2) * self.mixers_SM).sum(dim=3)  # a product rounds differently by place
         mixed_NKS = self._scaled(mixed_NKS) if self.regression else mixed_NKS.softmax(dim=1)
         hedged_NK = (answers_NKM * self.mixture_M).sum(dim=2)
-        return (torch.cat([hedged_NK.unsqueeze(2), mixed_NKS], dim=2) * self.top_Z).sum(dim=2)
+        mixed_NK = (torch.cat([hedged_NK.unsqueeze(2), mixed_NKS], dim=2) * self.top_Z).sum(dim=2)
+        return mixed_NK if self.kept == 1 else self._of_all_negatives(mixed_NK)
+
+    def _of_all_negatives(self, kept_NK: Tensor) -> Tensor:
+        """Probabilities among all rows, of those among the rows that are kept: p -> p / (p + (1 - p) / kept).
+
+        He et al., "Practical Lessons from Predicting Clicks on Ads at Facebook" (2014).
+        """
+        negative_N1, positive_N1 = kept_NK[:, :1], kept_NK[:, 1:] * self.kept
+        return torch.cat([negative_N1, positive_N1], dim=1) / (negative_N1 + positive_N1)
 
     def forward(self, features_NC: Tensor) -> Tensor:
         """What each class is worth [N, K], or the value [N, 1]."""

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from consumers.config import FeaturesConfig
 from pipeline.bank.module import Bank
-from pipeline.config import LearnerConfig
+from pipeline.config import JobConfig
 
 
 class BankTask:
     """A `Scoring`."""
 
-    def __init__(self, features: FeaturesConfig, learner: LearnerConfig) -> None:
-        self.kind = learner.task
-        self._features, self._learner = features, learner
+    def __init__(self, job: JobConfig) -> None:
+        self.kind = job.learner.task
+        self._job = job
 
     def module(self) -> nn.Module:
-        return Bank(self._features, self._learner, self.kind)
+        return Bank(self._job)
 
     def score(self, outputs: Tensor) -> Tensor:
         return outputs if self.kind == "multiclass" else outputs[:, -1]
