@@ -10,7 +10,8 @@ class Standardiser(nn.Module):
     """(x - mean) / std with running moments in float64; NaN becomes 0, the mean.
 
     Moments are merged batch by batch: Chan, Golub & LeVeque, "Updating Formulae and a Pairwise Algorithm for
-    Computing Sample Variances" (1979). The learner calls `update` before each training step.
+    Computing Sample Variances" (1979). The learner calls `update` with the first F columns of its rows before each
+    training step: a module that uses one has to take the same columns.
     """
 
     count_F: Tensor

@@ -46,10 +46,10 @@ def _score(scorer: Scorer, task: Task, job: JobConfig, device: torch.device) -> 
     with blamed_on(name, "score() of what module() answers"), torch.no_grad():
         scores = scorer(torch.zeros(rows, job.features.columns, device=device))
     shapes = [(rows, width)] if width > 1 else [(rows,), (rows, 1)]
-    if not isinstance(scores, Tensor) or tuple(scores.shape) not in shapes:
+    if not isinstance(scores, Tensor) or tuple(scores.shape) not in shapes or scores.dtype != torch.float32:
         wanted = " or ".join(str(list(shape)) for shape in shapes)
         raise ConfigError(
-            f"learner.task = {name!r}: score() of {rows} rows gives {_shown(scores)}, not a tensor {wanted}"
+            f"learner.task = {name!r}: score() of {rows} rows gives {_shown(scores)}, not a tensor {wanted} of float32"
         )
 
 
@@ -72,4 +72,6 @@ def _learn(training: Training, task: Task, job: JobConfig, device: torch.device)
 
 
 def _shown(value: object) -> str:
-    return f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"{value!r:.60}"
+    if not isinstance(value, Tensor):
+        return f"{value!r:.60}"
+    return f"a tensor {list(value.shape)}" + (f" of {value.dtype}" if value.dtype != torch.float32 else "")

@@ -96,6 +96,13 @@ class OneScoreForAll(Linear):
         return outputs.mean()
 
 
+class DoubleScores(Linear):
+    """MLflow would publish other scores than these."""
+
+    def score(self, outputs: Tensor) -> Tensor:
+        return super().score(outputs).double()
+
+
 class Narrow(Multiclass):
     """Its scores would be copied to all classes."""
 
@@ -211,6 +218,7 @@ def job(task: str, **learner: Any) -> JobConfig:
         ("SparseGradient", r"the gradient of loss\(\) fails"),
         ("NoScore", r"score\(\) of 8 rows gives None, not a tensor \[8\] or \[8, 1\]"),
         ("OneScoreForAll", r"score\(\) of 8 rows gives a tensor \[\], not"),
+        ("DoubleScores", r"score\(\) of 8 rows gives a tensor \[8\] of torch.float64, not .* of float32$"),
         ("Narrow", r"score\(\) of 8 rows gives a tensor \[8\], not a tensor \[8, 3\]"),
         ("NoParametersToOptimize", r"optimizer\(\) fails at test_rehearsal.py:\d+: ValueError"),
         ("RaisingStep", r"step\(\) of its optimizer\(\) fails at test_rehearsal.py:\d+: RuntimeError: no rate for"),
