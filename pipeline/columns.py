@@ -47,10 +47,8 @@ def targets(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     numbers = _without_offset(where, _known(where, _numbers(column)))
     beyond = pc.greater(pc.abs(numbers), LABEL_MAX)
     if count := _count(beyond):
-        log.warning(
-            "%s: %d labels are beyond ±%.0e, their rows are left out; divide the column to have them learned",
-            where, count, LABEL_MAX,
-        )  # fmt: skip
+        what = f"{count} labels are infinite or beyond ±{LABEL_MAX:.0e}"
+        log.warning("%s: %s: their rows are left out; divide the column to have them learned", where, what)
         numbers = pc.if_else(beyond, None, numbers)
     return numbers
 

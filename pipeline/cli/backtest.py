@@ -24,7 +24,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="score and learn a Parquet file, or a stretch of the topics, and say how good the scores were",
         description="Every row is scored with what was known before its label, and then learned, by the pipeline that "
         "`evertrain run` drives. Nothing is written. Of a file the columns of text are categorical, all others "
-        "numeric. A stretch is one as `evertrain replay` takes it.",
+        "numeric; labels that are no classes yet are coded in their order. A stretch is one as `evertrain replay` "
+        "takes it.",
     )
     stream = parser.add_mutually_exclusive_group(required=True)
     stream.add_argument("file", nargs="?", type=Path, metavar="FILE.parquet", help="rows in the order of the stream")

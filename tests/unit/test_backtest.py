@@ -344,7 +344,7 @@ def test_labels_beyond_what_is_learned_cost_their_own_rows_alone(
         document = json.loads(out)
         assert (document["rows"], document["rejected"], document["refused"]) == (rows, 40 - rows, 0)
         assert ("error: no row was learned" in err) == (rows == 0)
-        assert f"--label label: {40 - rows} labels are beyond ±1e+18" in caplog.messages[-1]
+        assert f"--label label: {40 - rows} labels are infinite or beyond ±1e+18" in caplog.messages[-1]
 
 
 def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
@@ -418,6 +418,12 @@ def test_rows_that_are_good_are_learned_beside_many_that_are_bad(monkeypatch: py
     result = backtest_table(*prepare(wide, options()), 1000)
     assert (result.rows, result.rejected) == (rows // 2, rows // 2)
     assert len(result.reasons) == 1
+
+
+def test_a_stretch_without_a_label_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("pipeline.cli.backtest._of_topics", lambda _: backtest.Result())
+    assert main(["backtest", "-c", "job.toml", "--from", "0:0", "--to", "0:0"]) == 1
+    assert "error: no row was learned: the stretch has none with a label" in capsys.readouterr().err
 
 
 def test_names_may_have_spaces_between_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
