@@ -415,8 +415,11 @@ def test_rows_that_are_good_are_learned_beside_many_that_are_bad(monkeypatch: py
     rows = DECODED_ROWS + 1000
     labels = pa.array([1 if row % 2 else None for row in range(rows)])
     wide = pa.table({**{f"column {n}": np.arange(rows) / 7 for n in range(30)}, "label": labels})
-    result = backtest_table(*prepare(wide, options()), 1000)
+    prepared, job = prepare(wide, options())
+    result = backtest_table(prepared, job, 1000)
     assert (result.rows, result.rejected) == (rows // 2, rows // 2)
+    spans = taken(TableSource(prepared, job.features, BINARY, 1000))[::2]
+    assert all(len(span.events) == span.rejects.num_rows == span.messages // 2 for span in spans)
     assert len(result.reasons) == 1
 
 
