@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,7 @@ import pyarrow.compute as pc
 from consumers.codecs import build_codec
 from consumers.codecs.table import allocate
 from consumers.config import FeaturesConfig, LabelRule
-from consumers.record import MESSAGE_ROWS_MAX, Entry, Messages, Partition, Position, Span, Tick
+from consumers.record import MESSAGE_ROWS_MAX, Entry, Events, Messages, Partition, Position, Span, Tick
 
 DECODED_ROWS = 8192
 """Rows decoded at a time, or one span if that is more."""
@@ -51,7 +52,15 @@ class TableSource:
         """Nothing to close."""
 
     def _decode(self, start: int, stop: int) -> Span:
-        """Rows `[start, stop)` as one span."""
+        """Rows `[start, stop)` as one span, whose rejects are all there: one message holds only so many."""
+        span = self._decode_message(start, stop)
+        if len(span.events) + span.rejects.num_rows == stop - start:
+            return span
+        middle = (start + stop) // 2
+        return _joined(self._decode(start, middle), self._decode(middle, stop))
+
+    def _decode_message(self, start: int, stop: int) -> Span:
+        """Rows `[start, stop)` as one message."""
         rows = self._table.slice(start, stop - start).append_column(self._row_number, pa.array(np.arange(start, stop)))
         stream = pa.BufferOutputStream()
         with pa.ipc.new_stream(stream, rows.schema) as writer:
@@ -68,7 +77,19 @@ class TableSource:
         for number, start in enumerate(starts):
             stop, rejects = bounds[number + 1], whole.rejects
             if rejects.num_rows:
-                row = pc.add(rejects.column("row"), whole.start)
+                row = pc.add(rejects.column("offset"), rejects.column("row"))
                 rejects = rejects.filter(pc.and_(pc.greater_equal(row, start), pc.less(row, stop)))
             events = whole.events.part(at[number], at[number + 1])
             yield Span(self.partition, start, stop, start, stop - start, events, rejects)
+
+
+def _joined(first: Span, second: Span) -> Span:
+    """Two spans as one; the second begins where the first ends."""
+    pairs = ((getattr(first.events, each.name), getattr(second.events, each.name)) for each in fields(Events))
+    return replace(
+        first,
+        stop=second.stop,
+        messages=first.messages + second.messages,
+        events=Events(*map(np.concatenate, pairs)),
+        rejects=pa.concat_batches([first.rejects, second.rejects]),
+    )

@@ -55,6 +55,8 @@ class Result:
             "rows": self.rows,
             "metrics": self.metrics,
             "rows_per_s": round(self.rows_per_s, 1),
+            "rejected": self.rejected,
+            "refused": self.refused,
             "alarms": [_alarm_document(alarm) for alarm in self.alarms],
         }
 

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pyarrow import types
 from pydantic import ValidationError
 
 from consumers.errors import ConfigError
 from consumers.record import MESSAGE_ROWS_MAX
-from pipeline.config import BUILT_IN_TASKS, CLASSES_MAX, JobConfig
+from pipeline.columns import classes, feature, targets
+from pipeline.config import BUILT_IN_TASKS, JobConfig
 
 LEARNERS = ("bank", "mlp")
 
@@ -70,22 +69,24 @@ def read_table(path: Path, rows: int | None = None) -> pa.Table:
 def prepare(table: pa.Table, options: TableOptions) -> tuple[pa.Table, JobConfig]:
     """The table with columns as the codec takes them, and the job over it. Raises ConfigError.
 
-    Text is categorical, empty text as good as none; booleans and numbers are numeric; columns where something is
+    Text is categorical, empty text as good as none; booleans, numbers and times are numeric; columns where something is
     missing are nullable. A job's defaults decide everything else.
     """
     _check_names(table.column_names, options)
-    label, classes = _labels(table[options.label], options)
+    if not table.num_rows:
+        raise ConfigError("the table has no rows")
+    label, count = _labels(table[options.label], options)
     columns: dict[str, pa.ChunkedArray] = {}
     kinds: dict[str, list[dict[str, Any]]] = {"numeric": [], "categorical": []}
     for name in table.column_names:
         if name not in (options.label, *options.drop):
-            kind, columns[name] = _feature(name, table[name], categorical=name in options.categorical)
+            kind, columns[name] = feature(name, table[name], categorical=name in options.categorical)
             kinds[kind].append({"name": name, "nullable": bool(columns[name].null_count)})
     if not columns:
         raise ConfigError(f"there is no column beside --label {options.label} and --drop: nothing to learn from")
     columns[options.label] = label
     row_number = "row" + "_" * max(map(len, columns))  # longer than any of them
-    return pa.table(columns), _job(options, classes, kinds, row_number)
+    return pa.table(columns), _job(options, count, kinds, row_number)
 
 
 def _job(options: TableOptions, classes: int, kinds: dict[str, list[dict[str, Any]]], row_number: str) -> JobConfig:
@@ -121,69 +122,12 @@ def _check_names(names: Sequence[str], options: TableOptions) -> None:
         for name in chosen:
             if name not in names:
                 raise ConfigError(f"{option} {name}: there is no such column, but {', '.join(names)}")
-
-
-def _feature(name: str, column: pa.ChunkedArray, *, categorical: bool) -> tuple[str, pa.ChunkedArray]:
-    """Whether a column is "numeric" or "categorical", and its values as the codec takes them."""
-    kind = column.type.value_type if types.is_dictionary(column.type) else column.type
-    if _is_text(kind):
-        text = column.cast(pa.large_string())
-        return "categorical", pc.if_else(pc.equal(text, ""), None, text)
-    if not _is_number(kind):
-        raise ConfigError(f"column {name!r} is {column.type}, neither text nor a number; add it to --drop")
-    if categorical:
-        whole = _whole(column)
-        if whole is None:
-            raise ConfigError(f"--categorical {name}: a category is text or a whole number, but it holds fractions")
-        return "categorical", whole
-    return "numeric", _numbers(column)
+            if name == options.label and option != "--label":
+                raise ConfigError(f"{option} {name}: this is the --label, which is no feature anyhow")
 
 
 def _labels(column: pa.ChunkedArray, options: TableOptions) -> tuple[pa.ChunkedArray, int]:
     """The labels, and how many classes there are (2 but for a multiclass task)."""
-    where = f"--label {options.label}"
-    if not _is_number(column.type):
-        raise ConfigError(f"{where} is {column.type}; the task {options.task} takes numbers")
-    numbers = _numbers(column)
-    if numbers.null_count == len(numbers):
-        raise ConfigError(f"{where}: no row has a label")
     if options.task == "regression":
-        return numbers, 2
-    labels, highest = _whole(column), 1 if options.task == "binary" else None
-    if labels is None:
-        raise ConfigError(f"{where} holds fractions; the task {options.task} takes classes 0, 1, …")
-    bounds = pc.min_max(labels).as_py()
-    if bounds["min"] < 0 or (highest is not None and bounds["max"] > highest):
-        raise ConfigError(
-            f"{where} goes from {bounds['min']} to {bounds['max']}; the task {options.task} takes classes "
-            + ("0 and 1" if highest else "0, 1, …")
-        )
-    if bounds["max"] >= CLASSES_MAX:
-        raise ConfigError(
-            f"{where} goes up to {bounds['max']}; the task multiclass takes classes 0 to {CLASSES_MAX - 1}"
-        )
-    return labels, max(bounds["max"] + 1, 2)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    """A column in which nothing has a value counts as numeric."""
-    tests = (types.is_integer, types.is_floating, types.is_decimal, types.is_boolean, types.is_null)
-    return any(test(kind) for test in tests)
-
-
-def _numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """As float64, null where there is no number."""
-    numbers = column.cast(pa.uint8() if types.is_boolean(column.type) else column.type).cast(pa.float64(), safe=False)
-    return pc.if_else(pc.is_nan(numbers), None, numbers)
-
-
-def _whole(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    """As int64, null where there is no number; None if they are not all whole."""
-    try:
-        return (column if types.is_integer(column.type) else _numbers(column)).cast(pa.int64())
-    except pa.ArrowInvalid:
-        return None
+        return targets(options.label, column), 2
+    return classes(options.label, column, options.task)

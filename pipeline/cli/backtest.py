@@ -24,7 +24,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="score and learn a Parquet file, or a stretch of the topics, and say how good the scores were",
         description="Every row is scored with what was known before its label, and then learned, by the pipeline that "
         "`evertrain run` drives. Nothing is written. Of a file the columns of text are categorical, all others "
-        "numeric. A stretch is one as `evertrain replay` takes it.",
+        "numeric; labels that are no classes yet are coded in their order. A stretch is one as `evertrain replay` "
+        "takes it.",
     )
     stream = parser.add_mutually_exclusive_group(required=True)
     stream.add_argument("file", nargs="?", type=Path, metavar="FILE.parquet", help="rows in the order of the stream")
@@ -51,19 +52,19 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(name for name in text.split(",") if name)
+    return tuple(name for each in text.split(",") if (name := each.strip()))
 
 
 def run(args: argparse.Namespace) -> int:
     """Learns, and prints the result."""
     result = _of_topics(args) if args.file is None else _of_file(args)
-    if result.rejected or result.refused:
-        print(_trouble(result), file=sys.stderr)
+    for line in _trouble(result):
+        print(line, file=sys.stderr)
     if args.output == "json":
         print_json(result.document())
     else:
         print("\n".join(_page(result)))
-    return EvertrainError.exit_code if result.refused and not result.rows else 0
+    return 0 if result.rows else EvertrainError.exit_code
 
 
 def _of_file(args: argparse.Namespace) -> Result:
@@ -101,10 +102,12 @@ def _refuse(args: argparse.Namespace, options: dict[str, str], place: str) -> No
             raise ConfigError(f"{option} goes with {place}")
 
 
-def _trouble(result: Result) -> str:
+def _trouble(result: Result) -> list[str]:
     found = [f"{result.rejected:,} rows are bad and were left out: {'; '.join(result.reasons)}"] * bool(result.rejected)
     found += [f"{result.refused:,} rows were not learned: their step was not finite"] * bool(result.refused)
-    return "\n".join(found)
+    if not result.rows:
+        found.append(f"evertrain: error: no row was learned{'' if found else ': the stretch has none with a label'}")
+    return found
 
 
 def _page(result: Result) -> list[str]:

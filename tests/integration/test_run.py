@@ -298,7 +298,7 @@ def test_a_backtest_of_a_file_prints_one_json_document(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": a, "city": city, "told": label, "label": label}), path)
     options = ("--label", "label", "--task", "binary", "--label-latency", "8", "--rows", "1500", "--drop", "told")
     result = json.loads(evertrain("backtest", str(path), *options, "--learner", "mlp", "-o", "json").stdout)
-    assert result.keys() == {"rows", "metrics", "rows_per_s", "alarms"}
+    assert result.keys() == {"rows", "metrics", "rows_per_s", "rejected", "refused", "alarms"}
     assert result["rows"] == 1500
     assert 0.6 < result["metrics"]["accuracy"] < 0.99, "learned, but not known before"
     assert result["rows_per_s"] > 0

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import math
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -105,7 +108,7 @@ def test_a_table_goes_on_where_a_position_is() -> None:
 
 
 def test_a_bad_row_is_missing_in_its_own_span() -> None:
-    table = pa.table({"a": [0.0, math.inf, 2.0, 3.0, 4.0], "label": pa.array([0, 1, 1, None, 0])})
+    table = pa.table({"a": [0.0, 1.0, 2.0, 3.0, 4.0], "label": pa.array([0, None, 1, None, 0])})
     spans = taken(source(table, 2))[::2]
     assert [span.events.event_time_N.tolist() for span in spans] == [[0], [2], [4]]
     assert [span.rejects.column("row").to_pylist() for span in spans] == [[1], [3], []]
@@ -165,19 +168,27 @@ def test_labels_are_classes(labels: list[Any], task: str, classes: int) -> None:
     [
         ({"a": [1.0], "label": [1]}, {"label": "y"}, "--label y: there is no such column, but a, label"),
         ({"a": [1.0], "label": [1]}, {"drop": ("b",)}, "--drop b: there is no such column"),
+        ({"a": [1.0], "label": [1]}, {"drop": ("label",)}, "--drop label: this is the --label"),
         ({"a": [1.0], "label": [1]}, {"categorical": ("b",)}, "--categorical b: there is no such column"),
-        ({"a": [1.0], "label": ["no"]}, {}, "--label label is string; the task binary takes numbers"),
-        ({"a": [1.0], "label": [0.5]}, {}, "holds fractions; the task binary takes classes"),
-        ({"a": [1.0, 2.0], "label": [0, 2]}, {}, "goes from 0 to 2; the task binary takes classes 0 and 1"),
-        ({"a": [1.0], "label": [-1]}, {"task": "multiclass"}, "goes from -1 to -1"),
+        ({"a": [1.0], "label": [1]}, {"categorical": ("label",)}, "--categorical label: this is the --label"),
+        ({"a": [1.0], "label": ["no"]}, {"task": "regression"}, "--label label is text; the task regression takes num"),
+        ({"a": [1.0], "label": [b"no"]}, {}, "--label label is binary; the task binary takes text or numbers"),
         (
-            {"a": [1.0], "label": [4096]},
+            {"a": [1.0] * 3, "label": [0, 1, 2]},
+            {},
+            "label has 3 distinct values; the task binary takes 2; take --task multiclass or regression",
+        ),
+        ({"a": [1.0] * 3, "label": ["x", "y", "z"]}, {}, "the task binary takes 2; take --task multiclass$"),
+        (
+            {"a": [1.0] * 4097, "label": np.arange(4097)},
             {"task": "multiclass"},
-            "goes up to 4096; the task multiclass takes classes 0 to 4095",
+            "4097 distinct values; the task multiclass takes 4096; take --task regression",
         ),
         ({"a": [1.0], "label": [math.nan]}, {}, "no row has a label"),
-        ({"a": [], "label": []}, {}, "no row has a label"),
+        ({"a": [1.0], "label": [""]}, {}, "no row has a label"),
+        ({"a": [], "label": []}, {}, "the table has no rows"),
         ({"a": [[1.0]], "label": [1]}, {}, "column 'a' is list<item: double>, neither text nor a number"),
+        ({"a": [b"x"], "label": [1]}, {}, "column 'a' is binary, neither text nor a number"),
         ({"a": [0.5], "label": [1]}, {"categorical": ("a",)}, "but it holds fractions"),
         ({"a": [0.5], "label": [1]}, {"drop": ("a",)}, "no column beside --label label and --drop"),
     ],
@@ -200,6 +211,140 @@ def test_a_table_that_does_not_fit_is_refused(table: dict[str, Any], changed: di
 def test_options_that_mean_nothing_are_refused(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         options(**changed)
+
+
+NOON = datetime(2024, 2, 28, 12)
+
+
+@pytest.mark.parametrize(
+    ("labels", "task", "codes", "said"),
+    [
+        (["yes", None, "no"], "binary", [1, None, 0], "'no' is 0, 'yes' is 1"),
+        (["1", "", "0"], "binary", [1, None, 0], "'0' is 0, '1' is 1"),
+        ([1, -1, None], "binary", [1, 0, None], "-1 is 0, 1 is 1"),
+        ([2.0, 1.0, math.nan], "binary", [1, 0, None], "1.0 is 0, 2.0 is 1"),
+        ([Decimal("-0.5"), None, Decimal("1.5")], "binary", [0, None, 1], "-0.5 is 0, 1.5 is 1"),
+        ([0.5, -0.0, 0.0, math.inf], "multiclass", [1, 0, 0, None], "0.0 is 0, 0.5 is 1"),
+        ([0, 1, 2**63], "multiclass", [0, 1, 2], "0 is 0, 1 is 1, 9223372036854775808 is 2"),
+        (list("fedcba"), "multiclass", [5, 4, 3, 2, 1, 0], "'e' is 4, and so on: 6 classes"),
+    ],
+)
+def test_other_labels_are_coded_in_their_order_and_it_is_said(
+    labels: list[Any], task: str, codes: list[int | None], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    column = pa.array(labels, pa.uint64()) if labels[-1] == 2**63 else pa.array(labels)
+    for given in (column, column.dictionary_encode()):
+        prepared, job = prepare(pa.table({"a": np.zeros(len(labels)), "label": given}), options(task=task))
+        assert prepared["label"].to_pylist() == codes
+        assert job.learner.classes == max(code for code in codes if code is not None) + 1
+        assert said in caplog.messages[-1]
+
+
+def test_labels_that_are_classes_already_stay_what_they_are(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    for labels, task in (([1, 7, 300], "multiclass"), ([False, True, None], "binary"), ([1.0, 1.0, 1.0], "binary")):
+        prepared, _ = prepare(pa.table({"a": np.zeros(3), "label": labels}), options(task=task))
+        assert prepared["label"].to_pylist() == labels
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("column", "seconds"),
+    [
+        (pa.array([None, NOON, NOON + timedelta(milliseconds=1500)]), [None, 0, 1.5]),
+        (pa.array([NOON, NOON - timedelta(days=1), None], pa.timestamp("ns", "UTC")), [0, -86400, None]),
+        (pa.array([date(2024, 2, 28), date(2024, 3, 1), None]), [0, 2 * 86400, None]),
+        (pa.array([date(2024, 2, 28), date(2024, 3, 1), None], pa.date64()), [0, 2 * 86400, None]),
+        (pa.array([time(12), time(13), None], pa.time32("ms")), [0, 3600, None]),
+        (pa.array([time(12), time(11), None]), [0, -3600, None]),
+        (pa.array([timedelta(1), timedelta(seconds=1), None]), [0, -86399, None]),
+        (pa.nulls(3, pa.timestamp("us")), [None] * 3),
+    ],
+)
+def test_times_are_seconds_since_the_first(column: pa.Array, seconds: list[float | None]) -> None:
+    table = pa.table({"when": column, "label": [0, 1, 0]})
+    prepared, job = prepare(table, options())
+    assert prepared["when"].to_pylist() == seconds
+    assert job.features.numeric[0].nullable
+    assert prepare(table, options(categorical=("when",)))[1].features.categorical[0].nullable
+
+
+def test_what_a_numeric_column_cannot_hold_is_missing_or_the_nearest_and_it_is_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    table = pa.table(
+        {
+            "far": [1e300, -1e300, 2.0, None],
+            "wild": [math.inf, -math.inf, math.nan, 1.0],
+            "hash": pa.array([2**64 - 1, 1, 2, 3], pa.uint64()),
+            "label": [0, 1, 0, 1],
+        }
+    )
+    prepared, job = prepare(table, options())
+    assert prepared["far"].to_pylist() == [1e19, -1e19, 2.0, None]
+    assert prepared["wild"].to_pylist() == [None, None, None, 1.0]
+    assert prepared["hash"].to_pylist() == [1e19, 1.0, 2.0, 3.0]
+    (span, _) = taken(TableSource(prepared, job.features, BINARY, 4))
+    assert len(span.events) == 4
+    assert caplog.messages == [
+        "column 'far': 2 values are beyond ±1e+19, taken as that",
+        "column 'wild': 2 values are infinite, taken as missing",
+        "column 'hash': 1 values are beyond ±1e+19, taken as that",
+    ]
+
+
+def test_a_category_may_be_any_integer_of_64_bits() -> None:
+    table = pa.table({"u": pa.array([2**64 - 1, 7, None], pa.uint64()), "label": [0, 1, 0]})
+    prepared, job = prepare(table, options(categorical=("u",)))
+    (span, _) = taken(TableSource(prepared, job.features, BINARY, 3))
+    buckets = job.features.categorical[0].buckets
+    assert span.events.features_NC[:, 0].tolist() == [
+        bucket(b"18446744073709551615", buckets),
+        bucket(b"7", buckets),
+        0,
+    ]
+
+
+def test_what_differs_among_large_numbers_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    small = np.random.default_rng(0).normal(size=100)
+    plain = {"small": small, "wide": 1e9 + 1e6 * small, "constant": np.full(100, 3.3), "rounded": 3.3 + 1e-15 * small}
+    table = pa.table({**plain, "offset": 1e12 + small, "label": 1e9 + small})
+    prepared, _ = prepare(table, options(task="regression"))
+    for name, values in plain.items():
+        assert prepared[name].to_pylist() == values.tolist()
+    for name in ("offset", "label"):
+        np.testing.assert_allclose(prepared[name].to_numpy(), small - small[0], atol=1e-3)
+    assert [message.partition(":")[0] for message in caplog.messages] == ["--label label", "column 'offset'"]
+
+
+def test_large_offsets_change_no_metric_of_a_regression(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    a = rng.integers(-9, 9, 2000).astype(np.float64)
+    label = 2 * a + rng.integers(-1, 2, 2000)
+    a[0] = label[0] = 0.0
+    metrics = []
+    for offset in (0.0, 1e9):
+        pq.write_table(pa.table({"a": a + offset, "label": label + offset}), tmp_path / "line.parquet")
+        result = backtest_file(tmp_path / "line.parquet", options(task="regression", label_latency=32))
+        metrics.append(result.metrics)
+    assert metrics[0] == metrics[1]
+    assert metrics[0]["r2"] > 0.8
+
+
+def test_labels_beyond_what_is_learned_cost_their_own_rows_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    arguments = [str(tmp_path / "far.parquet"), "--label", "label", "--task", "regression", "--label-latency", "20"]
+    for labels, rows in (([1e20, *range(39)], 39), ([1e20] * 40, 0)):
+        pq.write_table(pa.table({"a": np.arange(40.0), "label": np.array(labels, float)}), tmp_path / "far.parquet")
+        assert main(["backtest", *arguments, "-o", "json"]) == (0 if rows else 1)
+        out, err = capsys.readouterr()
+        document = json.loads(out)
+        assert (document["rows"], document["rejected"], document["refused"]) == (rows, 40 - rows, 0)
+        assert ("error: no row was learned" in err) == (rows == 0)
+        assert f"--label label: {40 - rows} labels are infinite or beyond ±1e+18" in caplog.messages[-1]
 
 
 def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
@@ -263,6 +408,32 @@ def test_bad_rows_may_be_many(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = pa.array([1] * 10 + [None] * 12_000)  # a job would hold
     result = backtest_table(*prepare(pa.table({"a": np.zeros(len(labels)), "label": labels}), options()), 1000)
     assert (result.rows, result.rejected, len(result.reasons)) == (10, 12_000, 1)
+
+
+def test_rows_that_are_good_are_learned_beside_many_that_are_bad(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backtest, "Learner", Recorder)
+    rows = DECODED_ROWS + 1000
+    labels = pa.array([1 if row % 2 else None for row in range(rows)])
+    wide = pa.table({**{f"column {n}": np.arange(rows) / 7 for n in range(30)}, "label": labels})
+    prepared, job = prepare(wide, options())
+    result = backtest_table(prepared, job, 1000)
+    assert (result.rows, result.rejected) == (rows // 2, rows // 2)
+    spans = taken(TableSource(prepared, job.features, BINARY, 1000))[::2]
+    assert all(len(span.events) == span.rejects.num_rows == span.messages // 2 for span in spans)
+    assert len(result.reasons) == 1
+
+
+def test_a_stretch_without_a_label_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("pipeline.cli.backtest._of_topics", lambda _: backtest.Result())
+    assert main(["backtest", "-c", "job.toml", "--from", "0:0", "--to", "0:0"]) == 1
+    assert "error: no row was learned: the stretch has none with a label" in capsys.readouterr().err
+
+
+def test_names_may_have_spaces_between_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pq.write_table(pa.table({"a": [1.0], "b": [1.0], "c": [1.0], "label": [1]}), tmp_path / "one.parquet")
+    arguments = [str(tmp_path / "one.parquet"), "--label", "label", "--task", "binary", "--drop", "a, b,, c "]
+    assert main(["backtest", *arguments]) == 2
+    assert "no column beside --label label and --drop" in capsys.readouterr().err
 
 
 def test_a_custom_task_is_measured_as_what_it_is(file: Path) -> None:
