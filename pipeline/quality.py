@@ -268,7 +268,7 @@ def _add_binary(score: np.float32, label: int, weight: float, totals: Totals) ->
     probability = np.float64(score)
     totals.histogram_K2H[0, label, _bin(score)] += weight
     _add_confidence(probability, label == 1, weight, totals)
-    _add_choice(int(probability >= 0.5), label, probability if label == 1 else 1 - probability, weight, totals)
+    _add_choice(int(probability > 0.5), label, probability if label == 1 else 1 - probability, weight, totals)
 
 
 @njit_inlined

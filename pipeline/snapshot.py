@@ -37,7 +37,7 @@ from pipeline.store import Manifest, Store
 if TYPE_CHECKING:
     from pipeline.learner import Learner
 
-FORMAT = 5
+FORMAT = 6
 
 _PASSING = (errno.ENOSPC, errno.EDQUOT)
 _RETRY_S = 2.0  # between two attempts to write to a full disk

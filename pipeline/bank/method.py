@@ -11,7 +11,7 @@ from torch import Tensor
 
 from consumers.batch import Batch
 from consumers.record import Float32s, Int64s
-from pipeline.bank import memory, mixture
+from pipeline.bank import memory, mixture, tails
 from pipeline.bank.arrays import ROWS, SUB_BATCHES, Rows, Scratch, Slots, Weights
 from pipeline.bank.deep import LANES
 from pipeline.bank.experts import EXPERTS, HIDDEN, L2_EXPERT, LINEAR, PLAIN_STEPS, TRAINED
@@ -49,6 +49,7 @@ class BankMethod:
         self._weights = Weights(*(_view(getattr(module, name)) for name in Weights._fields))
         self._memory = memory.Memory(*(_view(getattr(module, name)) for name in memory.Memory._fields))
         self._moments = memory.Moments(*(_view(getattr(module.standardise, n)) for n in memory.Moments._fields))
+        self._newest, self._heavy_F = tails.Newest.of(module.numeric), _view(module.heavy_F)
         self._mixtures = _mixtures(module)
         self._values = memory.Values(np.zeros(4), _view(module.label_2))
         self._slots = _slots(self._weights)
@@ -90,6 +91,8 @@ class BankMethod:
     def _standardise(self, features_BC: Float32s, weights_N: Float32s) -> None:
         with flushed_denormals():
             memory.standardise(features_BC, weights_N, self._moments)
+            numbers_NF = features_BC[: len(weights_N), : self._module.numeric][weights_N > 0]
+            tails.rescale(numbers_NF, self._newest, self._moments, self._heavy_F)
         self._said = None
 
     def _learn(self, said: Said, labels_N: Float32s, weights_N: Float32s) -> float:
@@ -133,7 +136,7 @@ class BankMethod:
         return self._said
 
     def _arrays(self) -> Iterator[tuple[str, np.ndarray]]:
-        for prefix, group in (("slots", self._slots), ("past", self._past)):
+        for prefix, group in (("slots", self._slots), ("past", self._past), ("newest", self._newest)):
             kept = {name: array for name, array in group._asdict().items() if array.size}
             yield from ((f"bank.{prefix}.{name}", array) for name, array in kept.items())
         if self._module.regression:

@@ -64,6 +64,7 @@ class Bank(nn.Module):
         nullable = [index for index, column in enumerate(features.numeric) if column.nullable]
         self.nullable_U = self._constant("nullable_U", torch.tensor(nullable, dtype=torch.long))
         self.standardise = Standardiser(self.numeric, nullable=True)  # what is not finite counts as null, too
+        self.heavy_F = self._state("heavy_F", torch.zeros(self.numeric, dtype=torch.bool))  # see `pipeline.bank.tails`
         self.dense = self.numeric + len(nullable)
         self.plain = self.dense + EMBEDDING * self.categories + 1  # with the constant 1
         has_history = self.recalls and self.outputs <= HISTORY_OUTPUTS_MAX
@@ -134,9 +135,10 @@ class Bank(nn.Module):
         self.frequencies_FK = self._state("frequencies_FK", frequencies_FK)
 
     def encode(self, features_NC: Tensor) -> Encoded:
-        """Numbers standardised and clipped, categories as rows and signs, and all of it hashed."""
+        """Numbers standardised, heavy tails bent, and clipped; categories as rows and signs; all of it hashed."""
         numbers_NF, categories_NG = features_NC[:, : self.numeric], features_NC[:, self.numeric :].long()
-        dense_ND = standard_NF = self.standardise(numbers_NF).clamp_(-CLIP, CLIP)
+        standard_NF = self.standardise(numbers_NF)
+        dense_ND = standard_NF = torch.where(self.heavy_F, standard_NF.asinh(), standard_NF).clamp_(-CLIP, CLIP)
         if len(self.nullable_U):
             dense_ND = torch.cat([standard_NF, numbers_NF[:, self.nullable_U].isnan().float()], dim=1)
         bins_NF = (standard_NF * BINS_PER_DEVIATION).floor().long()

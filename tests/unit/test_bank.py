@@ -21,6 +21,7 @@ from pipeline.bank.memory import Values
 from pipeline.bank.module import MEMORY, Bank
 from pipeline.config import JobConfig, LearnerConfig
 from pipeline.descent import Descent
+from pipeline.identity import with_settings
 from pipeline.learner import Learner
 from tests.unit.test_learner import BANK, SIZE, batch, digest
 from tests.unit.test_learner import job as learner_job
@@ -310,6 +311,74 @@ def test_labels_that_come_sorted_pull_no_score_to_the_last_ones() -> None:
         zeros = np.zeros(256, np.int64)
         learner.step(Batch(features, labels, np.ones(256, np.float32), np.zeros((256, 1), np.float32), zeros, 256))
     assert abs(learner.score(features).mean() - 0.5) < 0.1
+
+
+def test_scores_are_those_of_all_negatives_though_a_share_is_learned() -> None:
+    learner, random = Learner(with_settings(job(), {"join.keep_negatives": 0.1})), np.random.default_rng(0)
+    for seed in range(60):
+        step = batch(seed)
+        step.labels_B[:] = random.random(SIZE) < 0.4
+        learner.step(step)
+    scores = np.concatenate([learner.score(batch(seed).features_BC) for seed in range(60, 70)])
+    assert scores.mean() == pytest.approx(0.4 * 0.1 / (0.4 * 0.1 + 0.6), abs=0.03)
+
+
+@pytest.mark.parametrize(("after", "least", "most"), [(None, 0.9, 1.0), (1000, 0.0, 0.7)])
+def test_bursts_of_early_negatives_and_of_corrections_foretell_less(
+    after: int | None, least: float, most: float
+) -> None:
+    learner = Learner(with_settings(job(), {"join.negative_after": after}))
+    means = []
+    for seed in range(80):
+        step = batch(seed)
+        step.labels_B[:] = seed % 2
+        learner.step(step)
+        means.append(learner.score(batch(1000 + seed).features_BC).mean())
+    assert least <= np.abs(np.diff(means[-20:])).mean() <= most
+
+
+def test_an_outlier_and_a_sentinel_do_not_make_all_other_values_alike() -> None:
+    learner, random, accuracies = Learner(job()), np.random.default_rng(0), []
+    for seed in range(90):
+        step = batch(seed)
+        step.features_BC[:, 0] = random.normal(0, 1, SIZE)
+        step.labels_B[:] = step.features_BC[:, 0] > 0
+        step.features_BC[random.random(SIZE) < 0.1, 0] = -9999  # which says nothing of the label
+        if seed == 20:
+            step.features_BC[3, 0] = 1e9
+        accuracies.append(((learner.score(step.features_BC)[:, 0] > 0.5) == step.labels_B).mean())
+        learner.step(step)
+    assert np.mean(accuracies[40:]) > 0.88
+    assert bank(learner).heavy_F.tolist() == [True, False]
+
+
+def test_scales_are_those_of_the_deviation_where_tails_are_not_heavy() -> None:
+    learner, random = Learner(job()), np.random.default_rng(0)
+    for seed in range(70):
+        step = batch(seed)
+        step.features_BC[:, 0] = random.exponential(10, SIZE)
+        step.features_BC[:, 1] = 7  # one and the same
+        learner.step(step)
+    assert not bank(learner).heavy_F.any()
+    assert bank(learner).standardise.scale_F[0] == pytest.approx(0.1, rel=0.1)
+
+
+@pytest.mark.parametrize("rows", [2, 7, SIZE])
+def test_heavy_columns_are_found_however_rows_are_cut(rows: int) -> None:
+    learner, random = Learner(job(batch_size=rows)), np.random.default_rng(0)
+    values = np.exp(2 * random.normal(0, 1, 1600)).astype(np.float32)
+    for start in range(0, len(values), rows):
+        part, features_BC, ones_B = (
+            values[start : start + rows],
+            np.zeros((rows, 3), np.float32),
+            np.ones(rows, np.float32),
+        )
+        features_BC[: len(part), 0] = part
+        learner.step(Batch(features_BC, ones_B, ones_B, ones_B[:, None], np.zeros(rows, np.int64), len(part)))
+    assert bank(learner).heavy_F.tolist() == [True, False]
+    assert bank(learner).standardise.shift_F[0] == pytest.approx(np.median(values), rel=0.4)
+    apart = np.subtract(*np.quantile(values, [0.75, 0.25]))
+    assert bank(learner).standardise.scale_F[0] == pytest.approx(1.349 / apart, rel=0.4)
 
 
 def test_an_average_lies_between_and_l2_init_stays_near_where_it_began() -> None:

@@ -47,7 +47,7 @@ def expected_classes(scores, labels, weights):
         logloss = -np.average(np.log(likelihood), weights=weights)
         one_hot = labels[:, None] == np.arange(scores.shape[1])
         auc = reference.roc_auc_score(one_hot, scores, average="macro", sample_weight=weights)
-    guess = scores[:, 0] >= 0.5 if binary else scores.argmax(axis=1)
+    guess = scores[:, 0] > 0.5 if binary else scores.argmax(axis=1)
     accuracy = reference.accuracy_score(labels, guess, sample_weight=weights)
     unchanged = np.average(np.append(False, labels[1:] == labels[:-1]), weights=weights)
     confidence = scores.max(axis=1)  # binary: of class 1
@@ -240,3 +240,10 @@ def test_what_does_not_fit_is_refused_with_a_reason() -> None:
         Quality("binary", 2, window=20).restore(state)
     with pytest.raises(SnapshotError, match="missing in the snapshot"):
         Quality("binary", 2, window=20).restore({})
+
+
+def test_who_does_not_know_says_the_first_class_as_with_many():
+    undecided, labels = np.full((4, 1), 0.5, np.float32), np.array([0, 0, 0, 1], np.float32)
+    quality = Quality("binary", 2, 0)
+    quality.update(undecided, labels, np.ones(4, np.float32))
+    assert quality.metrics()["accuracy"] == 0.75
