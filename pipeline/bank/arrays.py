@@ -19,6 +19,7 @@ class Weights(NamedTuple):
     second_EKH: Float32s
     embedding_RA: Float32s
     wide_RK: Float32s
+    narrow_RK: Float32s
 
 
 class Slots(NamedTuple):
@@ -28,6 +29,7 @@ class Slots(NamedTuple):
     second_2EKH: Float32s
     embedding_R: Float32s
     wide_R: Float32s
+    narrow_R: Float32s
     step_3: Int64s  # at SUB_BATCHES, ROWS and DRAWN
 
 
@@ -37,6 +39,7 @@ class Rows(NamedTuple):
     dense_ND: Float32s
     rows_NG: Int64s
     tokens_NT: Int64s
+    narrow_NT: Int64s  # the last ones of these
     target_N: Float32s
     weight_N: Float32s
 

@@ -50,6 +50,5 @@ REPLAY_EXPERT = next(index for index, expert in enumerate(EXPERTS) if expert.rep
 MIXERS = (0.0004, 0.00125, 0.004)
 """Step sizes of the logistic mixtures, a row."""
 
-TABLES = 1
 RECALLING = 3 + 2
 """Members that say what labels were told last: neighbours, frequencies."""

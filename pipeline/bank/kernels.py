@@ -11,7 +11,7 @@ from consumers.record import Float32s
 from pipeline.bank.arrays import DRAWN, ROWS, SUB_BATCHES, Part, Rows, Scratch, Slots, Weights
 from pipeline.bank.deep import average, column, go_back, hidden, linear_slopes, slopes, step_first, step_second
 from pipeline.bank.experts import EXPERTS, HIDDEN, LINEAR, PLAIN_STEPS, REPLAY_EXPERT, TRAINED
-from pipeline.bank.tables import learn_embeddings, learn_wide
+from pipeline.bank.tables import learn_embeddings, learn_table
 
 SUB_BATCH = 8
 REPLAYED = 512  # the newest rows, of which as many are learned again
@@ -58,7 +58,9 @@ def learn(
         step_first(weights, slots, scratch, part)
         step_second(weights, slots, scratch, part)
         go_back(weights, scratch, fullness)
-        learn_wide(weights, slots, scratch, rows.tokens_NT, start, size, regression)
+        learn_table(weights.wide_RK, slots.wide_R, scratch, rows.tokens_NT[start : start + size], regression)
+        if len(weights.narrow_RK):
+            learn_table(weights.narrow_RK, slots.narrow_R, scratch, rows.narrow_NT[start : start + size], regression)
         _replay(weights, slots, scratch, past, history_Q, regression)
         for e in range(TRAINED, len(EXPERTS)):
             average(weights, e, _SOURCES[e], _STEPS[e] * fullness)

@@ -104,7 +104,8 @@ class BankMethod:
         history_Q = _view(self._module.history_inputs()).copy()
         *encoded, keys_NQ = said.encoded
         dense_ND, rows_NG, tokens_NT = (_view(tensor)[mixed_N] for tensor in encoded)
-        new = Rows(dense_ND, rows_NG, tokens_NT, targets_N, weights_N[mixed_N])
+        narrow_NT = np.ascontiguousarray(tokens_NT[:, self._module.begin_narrow :])
+        new = Rows(dense_ND, rows_NG, tokens_NT, narrow_NT, targets_N, weights_N[mixed_N])
         learn(self._weights, self._slots, self._scratch, new, self._past, history_Q, regression)
         _keep_newest(self._past, new, mixed_N, int(self._slots.step_3[ROWS]))
         if self._module.recalls:
@@ -147,7 +148,7 @@ class BankMethod:
         mixture_M = self._mixtures.mixture_M
         mixture_M[:] = (mixture_M + np.float32(1 / len(mixture_M))) / 2
         slots = self._slots
-        for array in (slots.first_2DJ, slots.second_2EKH, slots.embedding_R, slots.wide_R):
+        for array in (slots.first_2DJ, slots.second_2EKH, slots.embedding_R, slots.wide_R, slots.narrow_R):
             array[:] = 0
 
     def state(self) -> dict[str, np.ndarray]:
@@ -197,6 +198,7 @@ def _slots(weights: Weights) -> Slots:
         second_2EKH=np.zeros((2, adam, outputs, HIDDEN), np.float32),
         embedding_R=np.zeros(len(weights.embedding_RA), np.float32),
         wide_R=np.zeros(len(weights.wide_RK), np.float32),
+        narrow_R=np.zeros(len(weights.narrow_RK), np.float32),
         step_3=np.array([0, 0, 1]),
     )
 
@@ -218,6 +220,7 @@ def _past(module: Bank) -> Rows:
         dense_ND=np.zeros((REPLAYED, module.dense), np.float32),
         rows_NG=np.zeros((REPLAYED, module.categories), np.int64),
         tokens_NT=np.zeros((0, 0), np.int64),
+        narrow_NT=np.zeros((0, 0), np.int64),
         target_N=np.zeros(REPLAYED, np.float32),
         weight_N=np.zeros(0, np.float32),
     )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from consumers.config import FeaturesConfig
-from pipeline.bank.experts import EXPERTS, HIDDEN, LINEAR, MIXERS, RECALLING, TABLES
+from pipeline.bank.experts import EXPERTS, HIDDEN, LINEAR, MIXERS, RECALLING
 from pipeline.config import JobConfig
 from pipeline.normalise import Standardiser
 
@@ -72,7 +72,8 @@ class Bank(nn.Module):
         self._add_experts()
         self._add_tables(features)
         self._add_memory()
-        members = len(LINEAR) + len(EXPERTS) + TABLES + RECALLING * self.recalls
+        tables = 1 + self.has_narrow
+        members = len(LINEAR) + len(EXPERTS) + tables + RECALLING * self.recalls
         self.floor = min(FLOOR, 0.1 / self.outputs)
         self.mixture_M = self._state("mixture_M", torch.full((members,), 1 / members))
         self.mixers_SM = self._state("mixers_SM", torch.full((len(MIXERS), members), 1 / members))
@@ -105,20 +106,29 @@ class Bank(nn.Module):
         self.second_EKH = self._state("second_EKH", torch.zeros(experts, self.outputs, HIDDEN))
 
     def _add_tables(self, features: FeaturesConfig) -> None:
-        """Embeddings of categories, and the table of tokens: categories, bins of numbers, and crosses of two."""
+        """Embeddings of categories, and tables of tokens: categories, bins of numbers, and crosses of two.
+
+        The wide table has all of them. Among many bins what two categories say together is drowned, so a narrow one has
+        categories and their crosses alone, where there are two: their tokens come last.
+        """
         starts = torch.tensor([0, *(column.buckets for column in features.categorical)]).cumsum(0)
         self.starts_G = self._constant("starts_G", starts[:-1].clone())
         self.embedding_RA = self._state("embedding_RA", torch.randn(int(starts[-1]), EMBEDDING) * 0.5)
         columns = self.numeric + self.categories
         crossed = range(0 if columns <= CROSSED_COLUMNS_MAX else self.numeric, columns)
-        crosses = torch.tensor(list(combinations(crossed, 2))[:CROSSES_MAX], dtype=torch.long).reshape(-1, 2)
+        pairs = sorted(list(combinations(crossed, 2))[:CROSSES_MAX], key=lambda pair: pair[0] >= self.numeric)
+        crosses = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
         self.left_P = self._constant("left_P", crosses[:, 0].contiguous())
         self.right_P = self._constant("right_P", crosses[:, 1].contiguous())
+        self.mixed = sum(left < self.numeric for left, _ in pairs)  # crosses with a number
+        self.begin_narrow = self.numeric + self.mixed  # of the tokens
+        self.has_narrow = self.categories > 1 and self.numeric > 0
         self.columns_C = self._constant("columns_C", torch.arange(columns) << 32)
         bits = WIDE_BITS
         while self.outputs << bits > WIDE_NUMBERS_MAX:
             bits -= 1
         self.wide_RK = self._state("wide_RK", torch.zeros(2**bits, self.outputs))
+        self.narrow_RK = self._state("narrow_RK", torch.zeros(2**bits * self.has_narrow, self.outputs))
 
     def _add_memory(self) -> None:
         """Keys end with two columns more: the square of a key, and 1, so that one product gives all distances."""
@@ -144,7 +154,9 @@ class Bank(nn.Module):
         bins_NF = (standard_NF * BINS_PER_DEVIATION).floor().long()
         ids_NC = (torch.cat([bins_NF, categories_NG], dim=1) + self.columns_C) * _MIX[0]
         crosses_NP = ids_NC[:, self.left_P] + (ids_NC * _MIX[1])[:, self.right_P]
-        tokens_NT = (torch.cat([ids_NC, crosses_NP], dim=1) >> 29) & (len(self.wide_RK) - 1)
+        with_numbers = [ids_NC[:, : self.numeric], crosses_NP[:, : self.mixed]]
+        ids_NT = torch.cat([*with_numbers, ids_NC[:, self.numeric :], crosses_NP[:, self.mixed :]], dim=1)
+        tokens_NT = (ids_NT >> 29) & (len(self.wide_RK) - 1)
         keys = [dense_ND]
         if self.categories:
             signs_NGA = (ids_NC[:, self.numeric :, None] >> self.shifts_A) & 1
@@ -165,8 +177,11 @@ class Bank(nn.Module):
         hidden_ENH = columns_NJ[:, heads:].relu().view(size, len(EXPERTS), HIDDEN).transpose(0, 1)
         deep_NKE = torch.bmm(hidden_ENH, self.second_EKH.transpose(1, 2)).permute(1, 2, 0)
         linear_NKL = columns_NJ[:, :heads].view(size, len(LINEAR), self.outputs).transpose(1, 2)
-        wide_NK1 = functional.embedding_bag(tokens_NT, self.wide_RK, mode="sum").unsqueeze(2)
-        learned_NKM = torch.cat([linear_NKL, deep_NKE, wide_NK1], dim=2)
+        tables_NKT = [functional.embedding_bag(tokens_NT, self.wide_RK, mode="sum").unsqueeze(2)]
+        if self.has_narrow:
+            narrow_NT = tokens_NT[:, self.begin_narrow :]
+            tables_NKT.append(functional.embedding_bag(narrow_NT, self.narrow_RK, mode="sum").unsqueeze(2))
+        learned_NKM = torch.cat([linear_NKL, deep_NKE, *tables_NKT], dim=2)
         learned_NKM = self._scaled(learned_NKM) if self.regression else learned_NKM.softmax(dim=1)
         if not self.recalls:
             return learned_NKM

@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from consumers.compiled import njit_cached
-from consumers.record import Int64s
+from consumers.record import Float32s, Int64s
 from pipeline.bank.arrays import Scratch, Slots, Weights
 from pipeline.bank.deep import column, dot, to_slope
 from pipeline.bank.experts import TRAINED
@@ -21,12 +21,10 @@ _EMBEDDING_STEP, _WIDE_STEP = np.float32(0.05), np.float32(0.3)
 
 
 @njit_cached
-def learn_wide(
-    weights: Weights, slots: Slots, scratch: Scratch, tokens_NT: Int64s, start: int, rows: int, regression: bool
-) -> None:
+def learn_table(table_RK: Float32s, sums_R: Float32s, scratch: Scratch, tokens_BT: Int64s, regression: bool) -> None:
     """Each row is a step of its own, as the table stood before the sub-batch."""
-    wide_RK, wide_R, wide_BK = weights.wide_RK, slots.wide_R, scratch.wide_BK
-    tokens, outputs = tokens_NT.shape[1], wide_RK.shape[1]
+    wide_BK, outputs = scratch.wide_BK, table_RK.shape[1]
+    rows, tokens = tokens_BT.shape
     step = _WIDE_STEP / np.float32(math.sqrt(tokens))
     weighing = 0
     for b in range(rows):
@@ -35,20 +33,20 @@ def learn_wide(
         for k in range(outputs):
             wide_BK[b, k] = _ZERO
         for t in range(tokens):
-            row = tokens_NT[start + b, t]
+            row = tokens_BT[b, t]
             for k in range(outputs):
-                wide_BK[b, k] += wide_RK[row, k]
+                wide_BK[b, k] += table_RK[row, k]
         to_slope(wide_BK, b, scratch.target_B[b], scratch.share_B[b] * np.float32(weighing), regression)
     for b in range(rows):
         square = _ZERO
         for k in range(outputs):
             square += wide_BK[b, k] * wide_BK[b, k]
         for t in range(tokens):
-            row = tokens_NT[start + b, t]
-            wide_R[row] += square
-            rate = step / math.sqrt(wide_R[row] + _EPSILON)
+            row = tokens_BT[b, t]
+            sums_R[row] += square
+            rate = step / math.sqrt(sums_R[row] + _EPSILON)
             for k in range(outputs):
-                wide_RK[row, k] -= rate * wide_BK[b, k]
+                table_RK[row, k] -= rate * wide_BK[b, k]
 
 
 @njit_cached

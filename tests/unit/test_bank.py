@@ -263,6 +263,23 @@ def test_the_hashed_table_learns_what_two_columns_say_together() -> None:
     assert (answers(learner, now.features_BC)[:, :, WIDE].argmax(axis=1) == now.labels_B).all()
 
 
+def test_what_two_categories_say_together_is_not_drowned_by_numbers() -> None:
+    document = job().model_dump()
+    document["features"] |= {"numeric": list("abcd"), "categorical": list("ef")}
+    learner, random, right = Learner(JobConfig.model_validate(document)), np.random.default_rng(0), []
+    classes = random.integers(0, 2, (13, 13))
+    for _ in range(150):
+        made, kinds = batch(), random.integers(1, 13, (SIZE, 2))
+        features = np.concatenate([random.normal(0, 1, (SIZE, 4)), kinds], axis=1).astype(np.float32)
+        labels = classes[kinds[:, 0], kinds[:, 1]].astype(np.float32)
+        right.append(
+            ((answers(learner, features)[:, :, WIDE : WIDE + 2].argmax(axis=1)) == labels[:, None]).mean(axis=0)
+        )
+        learner.step(Batch(features, labels, *(getattr(made, name) for name in Batch.__slots__[2:])))
+    wide, narrow = np.mean(right[-50:], axis=0)
+    assert narrow > 0.9 > wide
+
+
 @pytest.mark.parametrize("only", ["numeric", "categorical"])
 def test_columns_of_one_kind_are_enough(only: str) -> None:
     document = job().model_dump()
