@@ -17,6 +17,9 @@ OCTILES = 7
 BINS = 64
 CLIP = 4.0
 
+PAIRED_CLIP = 2.0
+"""The same of scores that are multiplied: a product of two 4s is as much as 16 rows of 1, and far from normal."""
+
 ROWS, DOUBLED, PENDING = range(3)
 """Slots of `counters`: rows of closed blocks; how often settling was doubled; rows since the restart, until settled."""
 
@@ -75,7 +78,9 @@ def count_columns(features_RC: Float32s, start: int, stop: int, columns: Columns
     _round(columns.standard_FB, rows, columns.rounded_FB, sums_D[at.missing :])
     _add_moments(columns.rounded_FB, rows, numeric, sums_D[at.mean :], sums_D[at.square :])
     _add_shares(columns.rounded_FB, rows, columns.edges_EF, sums_D[at.above :])
-    _add_products(columns.rounded_FB, rows, min(numeric, PAIRED_MAX), sums_D[at.pairs :])
+    paired = min(numeric, PAIRED_MAX)
+    _clip(columns.rounded_FB, rows, paired)
+    _add_products(columns.rounded_FB, rows, paired, sums_D[at.pairs :])
     unit = np.float32(UNIT)
     for row in range(start, stop):
         for k in range(features_RC.shape[1] - numeric):
@@ -137,6 +142,15 @@ def _add_shares(rounded_FB: Float32s, rows: int, edges_EF: Float32s, above_EF: F
             for row in range(rows):
                 above += np.float32(1) if rounded_FB[f, row] > edge else np.float32(0)
             above_EF[e * numeric + f] += above * np.float32(UNIT)
+
+
+@njit_reordered
+def _clip(rounded_FB: Float32s, rows: int, paired: int) -> None:
+    """Pulls in the scores that are to be multiplied."""
+    bound = np.float32(PAIRED_CLIP * ROOT)
+    for f in range(paired):
+        for row in range(rows):
+            rounded_FB[f, row] = min(max(rounded_FB[f, row], -bound), bound)
 
 
 @njit_reordered

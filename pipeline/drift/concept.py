@@ -111,7 +111,7 @@ def _errors(
         if kind == _REGRESSION:
             error = abs(score - label)
         elif kind == _BINARY:
-            error = np.float64((score >= 0.5) != (label == 1))
+            error = np.float64((score > 0.5) != (label == 1))
         else:
             error = np.float64(best != label)
         scored_N[scored], errors_N[scored] = real - 1, error

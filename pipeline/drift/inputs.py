@@ -3,8 +3,8 @@ categories come, and how columns go together.
 
 A numeric column gives the mean of its standard score z and of z² (clipped at |z| = 4), the shares above its seven
 octiles (the largest change of which is a Kolmogorov-Smirnov statistic on eight equal bins), and the share that is
-missing; two numeric columns the mean of the product of their z; a categorical one the shares of 64 bins of bucket id
-mod 64, and that of null.
+missing; two numeric columns the mean of the product of their z, clipped at 2; a categorical one the shares of 64 bins
+of bucket id mod 64, and that of null.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from pipeline.drift.windows import BLOCK_ROWS, OTHER, ROOT, SCORE, SHARE
 from pipeline.quality import Arrays, Float64s, fill
 
 _DOUBLED_MAX = 5
-_EARLY_ROWS = 3072  # a restart this soon after the first test is one in quick succession
+_EARLY_ROWS = 4096
+"""A restart this soon after twice as many rows as settled is one in quick succession. The first test of the longest
+window, 3,584 rows after these settled, is to be one: what is slower than all shorter windows alarms there each time.
+"""
 
 MISSING, CATEGORY, FEATURE, CORRELATION = range(4)
 """Families, the likelier cause first: a column in which more is missing has another mean, too."""

@@ -157,7 +157,7 @@ def _count_binary(scores_RS: Float32s, labels_R: Float32s, start: int, stop: int
         if not np.isfinite(scores_RS[row, 0]):
             continue
         score = _probability(np.float64(scores_RS[row, 0]))
-        said, wrong = int(score * UNIT + 0.5), label ^ int(score >= 0.5)
+        said, wrong = int(score * UNIT + 0.5), label ^ int(score > 0.5)
         wrongs += wrong
         doubts += min(said, UNIT - said)
         saids += said

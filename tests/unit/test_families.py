@@ -19,9 +19,9 @@ from pipeline.config import MonitorConfig
 from pipeline.drift import FAMILIES, Alarm
 from pipeline.drift.columns import close_columns, count_columns
 from pipeline.drift.inputs import Inputs
-from pipeline.drift.means import Means
+from pipeline.drift.means import REFERENCE_MIN, Means
 from pipeline.drift.watch import Drift
-from pipeline.drift.windows import BLOCK_ROWS, OTHER, SHARE, UNIT
+from pipeline.drift.windows import BLOCK_ROWS, OTHER, SHARE, UNIT, WINDOWS
 from pipeline.quality import Arrays
 
 ROWS, CHANGE = 12_000, 8000
@@ -193,6 +193,41 @@ def test_a_column_that_never_stands_still_is_not_said_again_and_again() -> None:
     rows = Rows()
     rows.x[:, 3] += np.arange(ROWS) / 300
     assert 1 <= len(rows.alarms()) <= 3
+
+
+def test_a_column_that_only_the_longest_window_sees_move_is_given_longer_to_settle() -> None:
+    """A restart at the first test of that window is one in quick succession."""
+    settle_rows, x_N1 = 512, np.random.default_rng(0).normal(size=(8192, 1)).astype(np.float32)
+    inputs, settled_at = Inputs(1, 0, settle_rows=settle_rows, p=1e-3), []
+    first_test = settle_rows + (REFERENCE_MIN + int(WINDOWS[-1])) * BLOCK_ROWS
+    for start in range(0, first_test + 2 * settle_rows, BLOCK_ROWS):
+        _take(inputs, x_N1[start : start + BLOCK_ROWS])
+        _close(inputs)
+        if start + BLOCK_ROWS == first_test:
+            inputs.restart()
+        settled_at += [start + BLOCK_ROWS] if inputs.settled else []
+    assert settled_at[0] == settle_rows
+    assert [at for at in settled_at if at > first_test] == [first_test + 2 * settle_rows]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_columns_with_heavy_tails_do_not_seem_to_go_together(seed: int) -> None:
+    rows = Rows(seed=seed)
+    rows.x[:, [0, 1, 3]] = rows.rng.standard_cauchy((ROWS, 3))
+    assert [alarm for alarm in rows.alarms() if alarm.family == "correlation"] == []
+
+
+@pytest.mark.parametrize("kind", ["binary", "multiclass"])
+def test_of_equal_scores_the_first_class_is_said(kind: str) -> None:
+    errors = []
+    for label in (0, 1):
+        rows = Rows(kind)
+        rows.truth[:], rows.noise[:] = 2 * label - 1, 0
+        drift = rows.drift()
+        for batch, trained in rows.batches([*range(0, 4000, 100)]):
+            drift.observe(replace(batch, scores_BS=np.full_like(batch.scores_BS, 0.5)), trained)
+        errors.append((drift._concept.mean, drift.state()["outcome_means"]["total"][0] > 0))
+    assert errors == [(0, False), (1, True)]
 
 
 @pytest.mark.parametrize("name", ["mean", "concept", "label", "missing", "late"])
