@@ -139,7 +139,10 @@ class TaskChecks:
             other.step(batch)
         ours, theirs = zeros.weights(), other.weights()
         changed = [name for name in ours if not np.array_equal(ours[name], theirs[name], equal_nan=True)]
-        assert not changed, f"rows of weight 0 change {', '.join(changed)}: the loss has to heed the weights"
+        assert not changed, (
+            f"rows of weight 0 change {', '.join(changed)}: the loss has to heed the weights, and no layer may take "
+            "statistics of the whole batch, as BatchNorm does"
+        )
 
     def test_a_step_that_is_not_finite_changes_nothing(self) -> None:
         job = self.job()

@@ -10,6 +10,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.monitor import AGES
+
 if TYPE_CHECKING:
     from pipeline.version import Candidate
 
@@ -23,6 +25,10 @@ _PANELS = (  # what is drawn of classes, or else of values
     ),
     (("mae", "MAE"), ("rmse", "RMSE")),
 )
+_PICTURES = (
+    ("report.png", "Quality over event time, and alarms"),
+    ("by_age.png", "Quality by how long the label took, all rows"),
+)
 _COLORS = {"live": "#1f6f8b", "frozen": "#b0b0b0"}
 _ALARM = "#c0392b"
 _CSS = """
@@ -34,7 +40,7 @@ td.number { text-align: right; font-variant-numeric: tabular-nums }
 
 
 def write(folder: Path, candidate: Candidate) -> None:
-    """Writes report.png and report.html, which shows the same picture and lists the alarms, newest first.
+    """Writes report.png, by_age.png if labels come late, and report.html, which shows both and lists the alarms.
 
     An alarm whose row has an event time in the stream's future, which a calendar may not even know, is shown as of now.
     """
@@ -42,9 +48,10 @@ def write(folder: Path, candidate: Candidate) -> None:
     now_ms = candidate.point.time_ms
     alarms = [{**alarm, "since_time": min(alarm["since_time"], now_ms)} for alarm in candidate.alarms]
     candidate = replace(candidate, alarms=alarms)
-    picture = folder / "report.png"
-    draw(picture, candidate.alarms, candidate.points)
-    (folder / "report.html").write_text(page(candidate, picture.read_bytes()))
+    draw(folder / "report.png", candidate.alarms, candidate.points)
+    draw_by_age(folder / "by_age.png", candidate.point.values)
+    pictures = [(folder / name, title) for name, title in _PICTURES if (folder / name).exists()]
+    (folder / "report.html").write_text(page(candidate, {title: path.read_bytes() for path, title in pictures}))
 
 
 def draw(path: Path, alarms: Sequence[Mapping[str, Any]], points: Sequence[Mapping[str, Any]]) -> None:
@@ -77,13 +84,38 @@ def draw(path: Path, alarms: Sequence[Mapping[str, Any]], points: Sequence[Mappi
     figure.savefig(path, dpi=110)
 
 
+def draw_by_age(path: Path, values: Mapping[str, float]) -> None:
+    """Quality of all rows by how long their label took, in event time. No picture where no label comes late."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    ages = [age for age in AGES if values.get(f"live/by_age/{age}/rows")]
+    panels = [panel for group in _PANELS for panel in group if any(_at_age(values, age, panel[0]) for age in ages)]
+    if not panels:
+        return
+    figure = Figure(figsize=(11, 2.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    names = [f"{age.replace('_', ' ')}\n{_at_age(values, age, 'rows'):,.0f} rows" for age in ages]
+    for axis, (metric, title) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        axis.bar(names, [_at_age(values, age, metric) for age in ages], color=_COLORS["live"], width=0.6)
+        axis.set_title(title, loc="left", fontsize=10)
+        axis.tick_params(labelsize=7)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+def _at_age(values: Mapping[str, float], age: str, metric: str) -> float:
+    """0 where it is not known."""
+    return values.get(f"live/by_age/{age}/{metric}", 0.0)
+
+
 def _course(points: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[datetime], list[float]]:
     """Where a metric is known, and its values."""
     known = [(_date(point["time_ms"]), point["values"][metric]) for point in points if metric in point["values"]]
     return [time for time, _ in known], [value for _, value in known]
 
 
-def page(candidate: Candidate, picture: bytes) -> str:
+def page(candidate: Candidate, pictures: Mapping[str, bytes]) -> str:
     """The report as one HTML file that needs nothing else."""
     alarms = list(candidate.alarms)[::-1]
     counts: dict[str, int] = {}
@@ -93,6 +125,10 @@ def page(candidate: Candidate, picture: bytes) -> str:
     held = "" if candidate.promoted else " Promotion is held: this version took no alias."
     rows = "\n".join(_row(alarm) for alarm in alarms[:_ALARMS_SHOWN])
     more = f"<p>The newest {_ALARMS_SHOWN} of {len(alarms)}.</p>" if len(alarms) > _ALARMS_SHOWN else ""
+    shown = "\n".join(
+        f'<h2>{title}</h2>\n<img alt="{title}" src="data:image/png;base64,{base64.b64encode(picture).decode()}">'
+        for title, picture in pictures.items()
+    )
     table = f"""<h2>Alarms, newest first</h2>{more}
 <table><tr><th>family</th><th>column</th><th>since</th><th>since row</th><th>found at row</th><th>effect</th><th>p</th>
 <th></th></tr>
@@ -103,7 +139,7 @@ def page(candidate: Candidate, picture: bytes) -> str:
 <h1>{escape(candidate.name)}: has the world moved?</h1>
 <p>After {candidate.point.step:,} rows, until {_readable(candidate.point.time_ms)}: {summary or "no"} alarm(s).{held}
 Red lines stand where a change began. <em>Frozen</em> is a copy that learned no more.</p>
-<img alt="Quality over event time, and alarms" src="data:image/png;base64,{base64.b64encode(picture).decode()}">
+{shown}
 {table if alarms else ""}
 """
 

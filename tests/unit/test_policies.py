@@ -188,6 +188,17 @@ def test_a_report_is_one_page_with_its_picture_and_every_alarm(tmp_path: Path) -
         assert expected in page
 
 
+def test_quality_by_label_age_is_a_picture_of_its_own_where_labels_come_late(tmp_path: Path) -> None:
+    ages = {"below_1h": {"rows": 900.0, "auc": 0.81, "kappa": 0.4}, "below_1d": {"rows": 100.0, "auc": 0.7}}
+    values = {f"live/by_age/{age}/{name}": value for age, found in ages.items() for name, value in found.items()}
+    report.write(tmp_path / "late", candidate(point=Point(1000, 86_400_000 * 4, values)))
+    report.write(tmp_path / "at-once", candidate())
+    assert (tmp_path / "late" / "by_age.png").read_bytes().startswith(b"\x89PNG")
+    assert "Quality by how long the label took" in (tmp_path / "late" / "report.html").read_text()
+    assert not (tmp_path / "at-once" / "by_age.png").exists()
+    assert "how long the label took" not in (tmp_path / "at-once" / "report.html").read_text()
+
+
 def test_one_wild_event_time_keeps_no_version_from_its_report(tmp_path: Path) -> None:
     alarms = [ALARM.document(), replace(ALARM, since_time=10**18).document()]
     report.write(tmp_path / "report", candidate(alarms=alarms))
@@ -229,8 +240,14 @@ def test_a_webhook_that_has_moved_has_not_taken_the_alarm(webhook: Answering) ->
         post(webhook.address, {"id": "a-1"})
 
 
+def _greet(server: socket.socket) -> None:
+    client, _ = server.accept()
+    with client:
+        client.send(b"220 mail\r\n")
+
+
 def test_what_does_not_speak_http_has_not_taken_it_either() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        Thread(target=lambda: server.accept()[0].send(b"220 mail\r\n"), daemon=True).start()
+        Thread(target=_greet, args=[server]).start()
         with pytest.raises(DependencyError, match=r"does not answer .*220 mail"):
             post(f"http://127.0.0.1:{server.getsockname()[1]}/", {"id": "a-1"})
