@@ -163,6 +163,7 @@ def candidate(owed: bytes, manifest: Manifest) -> Candidate:
     scorer.module.load_state_dict(weights)
     auto = job.learner.device == "auto" and not job.learner.is_bank
     on_cuda = job.learner.device == "cuda" or (auto and torch.cuda.is_available())
+    course = json.loads(tensors["course"].numpy().tobytes())
     return Candidate(
         name=manifest["name"],
         lineage=manifest["lineage"],
@@ -172,12 +173,20 @@ def candidate(owed: bytes, manifest: Manifest) -> Candidate:
         scores=tensors["check.scores"].numpy(),
         tolerance=_CUDA_TOLERANCE[job.learner.precision] if on_cuda else 0.0,
         columns=columns_of(job.features),
-        tags=tags(manifest),
+        tags=tags(manifest) | drift_tag(course["alarms"]),
         description=describe(manifest),
         point=Point(manifest["rows_trained"], manifest["trained_ms"], manifest["metrics"]),
         promoted=not manifest["promotion_held"],
-        **json.loads(tensors["course"].numpy().tobytes()),
+        **course,
     )
+
+
+def drift_tag(alarms: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """A tag that says what moved last, if anything did."""
+    if not alarms:
+        return {}
+    family, feature, since_row = (alarms[-1][name] for name in ("family", "feature", "since_row"))
+    return {"drift_newest": f"{family}{f' {feature}' if feature else ''} since row {since_row}"}
 
 
 def tags(manifest: Manifest) -> dict[str, str]:

@@ -125,9 +125,9 @@ class Ewc(Anchor):
 class Distill(Anchor):
     """weight times the distance of the scores from those of an older copy: knowledge may move, answers may not.
 
-    The copy is of what was scored: at the start, or with `every` after so many rows, and anew after as many more. The
-    distance is the cross-entropy of probabilities, or the squared error of values. Li & Hoiem, "Learning without
-    Forgetting" (2016).
+    The copy is of what was scored: at the start (with `learner.pretrained` that version, such as a champion), or with
+    `every` after so many rows, and anew after as many more. The distance is the cross-entropy of probabilities, or the
+    squared error of values. Li & Hoiem, "Learning without Forgetting" (2016).
     """
 
     def __init__(self, scored: nn.Module, task: Task, precision: str, weight: float, every: int | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pipeline.version import describe, tags
+from pipeline.version import describe, drift_tag, tags
 
 MYSQL_TEXT = 65_535
 MLFLOW_TAG = 100_000
@@ -62,3 +62,13 @@ def test_however_many_partitions_everything_fits() -> None:
     (summary,) = json.loads(tags(huge)["offsets"]).items()
     assert summary == (f"{'t' * 249}[*]", f"{sum(line['next'] - 7 for line in huge['cursor'])} in 10000")
     assert len(describe(huge).replace("{version}", "1234567")) <= MLFLOW_DESCRIPTION
+
+
+def test_a_tag_says_what_moved_last() -> None:
+    alarms = [
+        {"family": "concept", "feature": None, "since_row": 7},
+        {"family": "feature", "feature": "a", "since_row": 9},
+    ]
+    assert drift_tag(alarms) == {"drift_newest": "feature a since row 9"}
+    assert drift_tag(alarms[:1]) == {"drift_newest": "concept since row 7"}
+    assert drift_tag([]) == {}
