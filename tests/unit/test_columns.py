@@ -29,6 +29,7 @@ def test_the_sums_of_rows_are_what_they_are_said_to_be(numeric: int, categorical
     absent_NF = np.isnan(numbers_NF)
     clipped_NF = np.clip((numbers_NF - arrays.centre_F) * arrays.scale_F, -4, 4)
     scores_NF = np.where(absent_NF, 0, np.floor(clipped_NF * np.float32(ROOT) + np.float32(0.5))).astype(np.int64)
+    paired_NF = np.clip(scores_NF, -2 * ROOT, 2 * ROOT)
     buckets_NK = features_RC[5:, numeric:].astype(np.int64)
     above_EF = [(scores_NF > edges_F).sum(axis=0) for edges_F in arrays.edges_EF]
     pairs = sorted(combinations(range(min(numeric, PAIRED_MAX)), 2), key=lambda pair: pair[::-1])
@@ -39,7 +40,7 @@ def test_the_sums_of_rows_are_what_they_are_said_to_be(numeric: int, categorical
         *(absent_NF.sum(axis=0) * UNIT),
         *(count * UNIT for bucket_N in buckets_NK.T for count in np.bincount(bucket_N % BINS, minlength=BINS)),
         *((buckets_NK == 0).sum(axis=0) * UNIT),
-        *(scores_NF[:, i] @ scores_NF[:, j] for i, j in pairs),
+        *(paired_NF[:, i] @ paired_NF[:, j] for i, j in pairs),
     ]
     np.testing.assert_array_equal(inputs.means.sums_D, expected)
     assert inputs.column_D[len(expected) - len(pairs) :].tolist() == [earlier for earlier, _ in pairs]
