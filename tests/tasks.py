@@ -79,9 +79,9 @@ class Slowing(torch.optim.Optimizer):
             for parameter in [p for p in group["params"] if p.grad is not None]:
                 state = self.state[parameter]
                 state["steps"], state["scale"] = state.get("steps", 0) + 1, state.get("scale", 1.0) * 0.97
-                state["scale"] *= group["pace"].item()
                 state["norms"] = [float(parameter.grad.norm())]
-                parameter.data.add_(parameter.grad, alpha=-group["lr"] * state["scale"] / state["steps"] ** 0.5)
+                step = group["lr"] * group["pace"].item() * state["scale"] / state["steps"] ** 0.5
+                parameter.data.add_(parameter.grad, alpha=-step)
 
 
 class SlowingTask(Binary):

@@ -324,3 +324,7 @@ def test_numbers_of_an_optimizer_are_numbers_again() -> None:
     states = [list(each.method.optimizer.state.values()) for each in (learner, resumed)]  # type: ignore[attr-defined]
     assert states[0] == states[1]
     assert {type(value) for value in states[1][0].values()} == {int, float, list}
+    groups = [each.method.optimizer.param_groups[0].items() for each in (learner, resumed)]  # type: ignore[attr-defined]
+    assert [[(name, value) for name, value in group if name != "params"] for group in groups] == [
+        [("lr", 0.1), ("pace", torch.tensor(0.97)), ("bounds", (0.495, 1.0))]
+    ] * 2
