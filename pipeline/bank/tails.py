@@ -17,6 +17,7 @@ from consumers.record import Float32s, Int64s
 from pipeline.bank.memory import Moments
 
 ROWS = 512  # the newest ones, of which quartiles are taken
+ROWS_MIN = 128  # of a column's numbers: fewer may seem to have any tails
 LOOK_EVERY = 1024  # rows
 HEAVY = 3.0
 GROWN = 1.5  # times the deviation of the last look: then one looks at once
@@ -76,6 +77,6 @@ def _look(newest: Newest, heavy_F: npt.NDArray[np.bool_]) -> None:
     apart_F = means_3F[2] - means_3F[0]
     fit_F = apart_F > 0  # else half of the values are one and the same, or none is known: quartiles tell nothing
     quartiles_3F[:, fit_F] = means_3F[:, fit_F]
-    some_F = known_F > 1
-    deviation_F = np.std(ring_FR, axis=1, where=known_FR | ~some_F[:, None], dtype=np.float64)
-    heavy_F |= fit_F & some_F & (deviation_F > HEAVY * apart_F / _OF_NORMAL)
+    many_F = known_F >= ROWS_MIN
+    deviation_F = np.std(ring_FR, axis=1, where=known_FR | ~many_F[:, None], dtype=np.float64)
+    heavy_F |= fit_F & many_F & (deviation_F > HEAVY * apart_F / _OF_NORMAL)

@@ -380,6 +380,15 @@ def test_scales_are_those_of_the_deviation_where_tails_are_not_heavy() -> None:
     assert bank(learner).standardise.scale_F[0] == pytest.approx(0.1, rel=0.1)
 
 
+def test_a_few_rows_are_not_enough_to_call_a_column_heavy() -> None:
+    learner, ones_B = Learner(job(batch_size=2)), np.ones(2, np.float32)
+    for number in range(70):
+        features_BC = np.zeros((2, 3), np.float32)
+        features_BC[:, 0] = (0, 1e-3) if number < 60 else (1, -1)
+        learner.step(Batch(features_BC, ones_B, ones_B, ones_B[:, None], np.zeros(2, np.int64), 2))
+        assert bank(learner).heavy_F[0].item() == (number >= 63)
+
+
 @pytest.mark.parametrize("rows", [2, 7, SIZE])
 def test_heavy_columns_are_found_however_rows_are_cut(rows: int) -> None:
     learner, random = Learner(job(batch_size=rows)), np.random.default_rng(0)
