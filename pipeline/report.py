@@ -25,6 +25,14 @@ _PANELS = (  # what is drawn of classes, or else of values
     ),
     (("mae", "MAE"), ("rmse", "RMSE")),
 )
+_BY_AGE = (
+    ("auc", "AUC"),
+    ("accuracy", "accuracy"),
+    ("calibration_error", "calibration error"),
+    ("mae", "MAE"),
+    ("rmse", "RMSE"),
+)
+_AGE_ROWS_MIN = 100  # fewer say nothing of an age
 _PICTURES = (
     ("report.png", "Quality over event time, and alarms"),
     ("by_age.png", "Quality by how long the label took, all rows"),
@@ -85,12 +93,15 @@ def draw(path: Path, alarms: Sequence[Mapping[str, Any]], points: Sequence[Mappi
 
 
 def draw_by_age(path: Path, values: Mapping[str, float]) -> None:
-    """Quality of all rows by how long their label took, in event time. No picture where no label comes late."""
+    """Quality of all rows by how long their label took, in event time; a bar is missing where it is not defined.
+
+    No picture where no label comes late.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    ages = [age for age in AGES if values.get(f"live/by_age/{age}/rows")]
-    panels = [panel for group in _PANELS for panel in group if any(_at_age(values, age, panel[0]) for age in ages)]
+    ages = [age for age in AGES if _at_age(values, age, "rows") >= _AGE_ROWS_MIN]
+    panels = [panel for panel in _BY_AGE if any(_at_age(values, age, panel[0]) for age in ages)]
     if not panels:
         return
     figure = Figure(figsize=(11, 2.6), layout="constrained")

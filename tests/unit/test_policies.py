@@ -190,6 +190,7 @@ def test_a_report_is_one_page_with_its_picture_and_every_alarm(tmp_path: Path) -
 
 def test_quality_by_label_age_is_a_picture_of_its_own_where_labels_come_late(tmp_path: Path) -> None:
     ages = {"below_1h": {"rows": 900.0, "auc": 0.81, "kappa": 0.4}, "below_1d": {"rows": 100.0, "auc": 0.7}}
+    ages["below_7d"] = {"rows": 3.0, "auc": 1.0}
     values = {f"live/by_age/{age}/{name}": value for age, found in ages.items() for name, value in found.items()}
     report.write(tmp_path / "late", candidate(point=Point(1000, 86_400_000 * 4, values)))
     report.write(tmp_path / "at-once", candidate())
