@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from consumers.batch import Batch
-from consumers.compiled import njit_cached, njit_inlined
 from consumers.config import FeaturesConfig
 from consumers.record import Float32s, Int64s
 from pipeline.config import MonitorConfig
@@ -131,9 +130,10 @@ class Monitor:
         self.alarms = [Alarm(**alarm) for alarm in document["alarms"]]
 
     def _update_by_age(self, live_BS: Float32s, labels_B: Float32s, weights_B: Float32s, age_B: Int64s) -> None:
-        grouped = np.empty_like(live_BS), np.empty_like(labels_B), np.empty_like(weights_B)
-        ends_A, start = np.zeros(len(AGES), np.int64), 0
-        _group_by_age(age_B, _AGES_MS_A, live_BS, labels_B, weights_B, *grouped, ends_A)
+        place_B = np.searchsorted(_AGES_MS_A, age_B, side="right")  # in AGES
+        order_B = np.argsort(place_B, kind="stable")
+        grouped = live_BS[order_B], labels_B[order_B], weights_B[order_B]
+        ends_A, start = np.bincount(place_B, minlength=len(AGES)).cumsum(), 0
         for age, end in zip(AGES, ends_A.tolist(), strict=True):
             if end > start:
                 self._of(_age_part(age), 0).update(*(values[start:end] for values in grouped))
@@ -147,42 +147,6 @@ class Monitor:
 
 def _age_part(age: str) -> str:
     return f"live/by_age/{age}"
-
-
-@njit_cached
-def _group_by_age(
-    age_B: Int64s,
-    limits_A: Int64s,
-    scores_BS: Float32s,
-    labels_B: Float32s,
-    weights_B: Float32s,
-    grouped_scores_BS: Float32s,
-    grouped_labels_B: Float32s,
-    grouped_weights_B: Float32s,
-    ends_A: Int64s,
-) -> None:
-    """Copies rows so that those of an age lie together, in order; `ends_A` is where each age's rows end."""
-    for row in range(len(age_B)):
-        ends_A[_age(age_B[row], limits_A)] += 1
-    end = 0
-    for age in range(len(ends_A)):  # for now, where they begin
-        end, ends_A[age] = end + ends_A[age], end
-    for row in range(len(age_B)):
-        age = _age(age_B[row], limits_A)
-        place = ends_A[age]
-        ends_A[age] += 1
-        grouped_labels_B[place], grouped_weights_B[place] = labels_B[row], weights_B[row]
-        for column in range(scores_BS.shape[1]):
-            grouped_scores_BS[place, column] = scores_BS[row, column]
-
-
-@njit_inlined
-def _age(age_ms: int, limits_A: Int64s) -> int:
-    """Its place in AGES."""
-    place = 0
-    for limit in limits_A:
-        place += age_ms >= limit
-    return place
 
 
 def _finite(scores_NS: Float32s) -> npt.NDArray[np.bool_]:
